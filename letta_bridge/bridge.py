@@ -1,0 +1,310 @@
+"""LettaBridge: builds the parts, and the order in which they start and stop. No logic of its own."""
+
+import asyncio
+import logging
+import signal
+
+from aiohttp import web
+
+from .cli.exitcodes import Exit
+from .commands.bot import BotCommands
+from .config import Config
+from .db.agents import Agents
+from .db.database import Connection, Database, DatabaseError, DatabaseInUseError
+from .db.inbox import Inbox
+from .db.memory import Conversations, Settings, Told
+from .db.outbox import Outbox
+from .db.rooms import Rooms
+from .db.turns import Turns
+from .delivery.context import TurnContext, TurnSettings
+from .delivery.dispatcher import Dispatcher
+from .delivery.lanes import Lanes
+from .delivery.presence import Presence
+from .delivery.rooms import RoomEntry
+from .delivery.runner import Runner
+from .delivery.sender import Sender
+from .delivery.troubles import Troubles
+from .ids import MXID, RoomID
+from .letta.backend import Backend
+from .letta.v1 import V1Backend
+from .matrix.homeserver import Homeserver
+from .matrix.intake import Intake
+from .matrix.ping import Pinger
+from .mirror.directory import LANE as MIRROR_LANE
+from .mirror.directory import Directory
+from .mirror.settings import MirrorSettings
+
+log = logging.getLogger(__name__)
+
+_ALIVE = "alive_at"
+_GAP_AFTER = 60.0
+_KEEP_BODIES = 30 * 86400.0
+_PRUNE_EVERY = 6 * 3600.0
+_SETTLE = 10.0
+
+
+class LettaBridge:
+    """A running bridge.
+
+    Args:
+        config: the validated configuration.
+        backend: the Letta to use instead of the configured V1 server.
+    """
+
+    def __init__(self, config: Config, backend: Backend | None = None) -> None:
+        self._config = config
+        self.db = Database(config.database.uri, config.base)
+        self.inbox = Inbox(self.db)
+        self.outbox = Outbox(self.db)
+        self.turns = Turns(self.db)
+        self.rooms = Rooms(self.db)
+        self.agents = Agents(self.db)
+        self._settings = Settings(self.db)
+        self._told = Told(self.db)
+        self._backend = backend
+        self._background: list[asyncio.Task[None]] = []
+        self._runner: web.AppRunner | None = None
+        self._started = False
+
+    def _build(self) -> None:
+        """Everything that needs an event loop."""
+        config = self._config
+        self.lanes = Lanes(self.db, config.database.replica, lease=config.database.lease_s, beat=config.database.beat_s)
+        self.homeserver = Homeserver(
+            config.homeserver.url, config.homeserver.domain, config.appservice.as_token, MXID(config.bot_mxid)
+        )
+        if self._backend is None:
+            self._backend = V1Backend(
+                config.letta.url, config.letta.api_key, request_timeout=config.letta.request_timeout
+            )
+        self.directory = Directory(
+            self.db,
+            self.agents,
+            self.rooms,
+            self._settings,
+            self.homeserver,
+            self._backend,
+            _mirror_settings(config),
+            self.lanes,
+            None,
+        )
+        self.intake = Intake(
+            hs_token=config.appservice.hs_token,
+            record=self.inbox.record,
+            wake=self._wake_room,
+            user_exists=self._user_exists,
+            is_ours=self.directory.is_ours,
+            ready=lambda: self.ready,
+            body_limit=config.appservice.body_limit_mib * 1024 * 1024,
+        )
+        self.pinger = Pinger(
+            self.homeserver, self.intake, config.appservice.id, config.appservice.ping_interval, self._alive
+        )
+        self._build_delivery(self._backend)
+
+    def _build_delivery(self, backend: Backend) -> None:
+        config = self._config
+        permissions = config.permission_table()
+        self.presence = Presence(self.homeserver)
+        sender = Sender(self.homeserver, self.outbox, self.turns, self.agents, self.lanes, self.homeserver.bot_mxid)
+        entry = RoomEntry(
+            homeserver=self.homeserver,
+            directory=self.directory,
+            permissions=permissions,
+            inbox=self.inbox,
+            outbox=self.outbox,
+            rooms=self.rooms,
+            told=self._told,
+            lanes=self.lanes,
+            catchup_limit=config.limits.catchup_events,
+        )
+        dispatcher = Dispatcher(
+            homeserver=self.homeserver,
+            directory=self.directory,
+            permissions=permissions,
+            agents=self.agents,
+            inbox=self.inbox,
+            outbox=self.outbox,
+            turns=self.turns,
+            rooms=self.rooms,
+            told=self._told,
+            lanes=self.lanes,
+            entry=entry,
+            commands=BotCommands(self.agents),
+            messages_per_minute=config.limits.messages_per_minute,
+        )
+        runner = Runner(
+            TurnContext(
+                backend=backend,
+                agents=self.agents,
+                turns=self.turns,
+                outbox=self.outbox,
+                conversations=Conversations(self.db),
+                lanes=self.lanes,
+                sender=sender,
+                presence=self.presence,
+                troubles=Troubles(self.turns, self.outbox, self._told, self.agents, self.lanes),
+                settings=_turn_settings(config),
+            )
+        )
+        self.lanes.handle("room", dispatcher.handle)
+        self.lanes.handle("agent", runner.handle)
+        self.lanes.handle("send", sender.handle)
+        self.lanes.handle(MIRROR_LANE, self.directory.handle)
+        for source in (self.inbox.open_lanes, self.turns.open_lanes, self.outbox.open_lanes, self._gap_lanes):
+            self.lanes.sweep_with(source)
+
+    @property
+    def ready(self) -> bool:
+        """The database is open and the homeserver is reached both ways. Letta being down is no reason."""
+        return self._started and self.pinger.ok
+
+    @property
+    def port(self) -> int:
+        """The port listened on (of use when the configured one is 0)."""
+        assert self._runner is not None
+        return int(self._runner.addresses[0][1])
+
+    # -- start and stop
+
+    async def start(self) -> None:
+        """Open the database, recover what was under way, then open the port and reach for the homeserver.
+
+        Raises:
+            DatabaseError: the database cannot be used.
+            OSError: the port cannot be listened on.
+        """
+        await self.db.open()
+        self._build()
+        await self.directory.start()
+        left_typing = await self.turns.running_rooms()
+        await self._note_gaps()
+        await self.lanes.start()
+        self._runner = web.AppRunner(self.intake.app, access_log=None, keepalive_timeout=330, handle_signals=False)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self._config.appservice.host, self._config.appservice.port).start()
+        for agent_id, room_id in left_typing:
+            self.presence.end_typing(self.directory.mxid_of(agent_id), room_id)
+        self._started = True
+        self.lanes.wake(MIRROR_LANE)
+        self._background.append(asyncio.create_task(self.pinger.run(), name="pinger"))
+        self._background.append(asyncio.create_task(self._prune(), name="prune"))
+        where = f"{self._config.appservice.host}:{self.port}"
+        log.info("listening", extra={"action": "started", "address": where, "database": self.db.describe()})
+
+    async def stop(self) -> None:
+        """Refuse new transactions, let what runs come to its end for a while, give everything back.
+
+        Runs on Letta go on without us; the next start finds them again.
+        """
+        self._started = False
+        if hasattr(self, "intake"):
+            self.intake.refuse()
+            for task in self._background:
+                task.cancel()
+            await asyncio.gather(*self._background, return_exceptions=True)
+            await self.lanes.stop(self._config.shutdown.drain_s)
+            if self._runner is not None:
+                await self._runner.cleanup()
+            await self.presence.close()
+            await self._alive()
+            await self.homeserver.close()
+        if self._backend is not None:
+            await self._backend.close()
+        await self.db.close()
+        log.info("stopped", extra={"action": "stopped"})
+
+    # -- small duties
+
+    def _wake_room(self, room_id: RoomID) -> None:
+        self.lanes.wake(f"room:{room_id}")
+
+    async def _user_exists(self, mxid: MXID) -> bool:
+        return mxid == self.homeserver.bot_mxid or await self.directory.resolve(mxid) is not None
+
+    async def _alive(self) -> None:
+        now = await self.db.fetchval(f"SELECT {self.db.now}")
+        await self._settings.set(_ALIVE, str(now))
+
+    async def _note_gaps(self) -> None:
+        """After a time away events may have been dropped by the homeserver: mark the rooms to be read back."""
+        alive = await self._settings.get(_ALIVE)
+        if alive is None:
+            return
+        away = float(await self.db.fetchval(f"SELECT {self.db.now}")) - float(alive)
+        if away < _GAP_AFTER + self._config.appservice.ping_interval:
+            return
+        active = await self.inbox.active_rooms()
+
+        async def work(conn: Connection) -> None:
+            for room_id in active:
+                await self.rooms.mark_gap(conn, room_id, True)
+
+        await self.db.write(work)
+        log.info("was away, reading rooms back", extra={"action": "gap", "seconds": round(away), "rooms": len(active)})
+
+    async def _gap_lanes(self) -> list[str]:
+        return [f"room:{room_id}" for room_id in await self.rooms.gaps()]
+
+    async def _prune(self) -> None:
+        while True:
+            await asyncio.sleep(_PRUNE_EVERY)
+            try:
+                await self.inbox.prune(_KEEP_BODIES)
+                await self.outbox.prune(_KEEP_BODIES)
+            except Exception:  # housekeeping is tried again; it must not end silently
+                log.exception("pruning failed", extra={"action": "prune_failed"})
+
+
+def _mirror_settings(config: Config) -> MirrorSettings:
+    mirror = config.mirror
+    return MirrorSettings(
+        puppet_prefix=config.appservice.puppet_prefix,
+        bot_displayname=config.appservice.bot_displayname,
+        poll_interval=config.letta.poll_interval,
+        wants=config.letta.wants,
+        space_name=mirror.space_name,
+        invite=tuple(MXID(mxid) for mxid in mirror.invite),
+        room_version=mirror.room_version,
+        concurrency=mirror.concurrency,
+        avatar_hosts=mirror.avatar_hosts,
+        avatar_max_kib=mirror.avatar_max_kib,
+        avatar_timeout=mirror.avatar_timeout,
+    )
+
+
+def _turn_settings(config: Config) -> TurnSettings:
+    return TurnSettings(
+        timeout=config.letta.turn_timeout,
+        attempts=config.limits.turn_attempts,
+        settle=min(_SETTLE, config.letta.request_timeout),
+        stream=config.conversation.stream,
+        first_event_s=config.conversation.first_event_s,
+        max_edits=config.conversation.max_edits,
+        part_bytes=config.limits.reply_part_kib * 1024,
+    )
+
+
+async def run(config: Config) -> int:
+    """Run the bridge until SIGTERM or SIGINT; returns the exit code.
+
+    Raises:
+        OSError: the port cannot be listened on.
+    """
+    bridge = LettaBridge(config)
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    try:
+        await bridge.start()
+    except DatabaseError as error:
+        log.critical("the database cannot be used", extra={"action": "database_failed", "why": str(error)})
+        await bridge.stop()
+        return Exit.RUNNING if isinstance(error, DatabaseInUseError) else Exit.DATABASE
+    except OSError:
+        await bridge.stop()
+        raise
+    await ended.wait()
+    await bridge.stop()
+    return Exit.OK

@@ -1,0 +1,51 @@
+"""What to do with a fresh registration, for each homeserver and each way, ready to copy."""
+
+from pathlib import Path
+
+from .. import registration
+from ..config import Config
+
+_LINE = "─" * 78
+
+
+def text(config: Config, config_path: Path, registration_path: Path, *, show_secrets: bool) -> str:
+    """The next steps after ``init`` or ``register``.
+
+    With ``show_secrets`` the messages to paste are complete; without it, where output may be kept by a
+    service manager, they name the command that prints them.
+    """
+    command = f"letta-bridge register -c {config_path} --show"
+    admin_room = registration.admin_room_message(config) if show_secrets else f"(printed by: {command} admin-room)\n"
+    toml = registration.tuwunel_toml(config) if show_secrets else f"(printed by: {command} toml)\n"
+    file = registration_path.absolute()
+    return f"""
+Next: tell the homeserver about the bridge. One way is enough.
+
+{_LINE}
+Tuwunel, while it runs: send this message in its admin room (#admins:{config.homeserver.domain})
+
+{admin_room}
+{_LINE}
+Tuwunel, in its configuration: add this to tuwunel.toml and restart it
+
+{toml}
+{_LINE}
+Tuwunel, in a folder: with  appservice_dir = "/etc/tuwunel/appservices"  in tuwunel.toml
+
+  install -m 600 {file} /etc/tuwunel/appservices/{config.appservice.id}.yaml
+  (owned by the user that runs Tuwunel; then restart it)
+
+{_LINE}
+Synapse: make the file readable for Synapse, name it in homeserver.yaml, and restart it
+
+  install -m 640 -g matrix-synapse {file} /etc/matrix-synapse/{config.appservice.id}.yaml
+
+  app_service_config_files:
+    - /etc/matrix-synapse/{config.appservice.id}.yaml
+
+{_LINE}
+Then:
+
+  letta-bridge check -c {config_path}
+  letta-bridge run -c {config_path}
+"""

@@ -1,0 +1,58 @@
+"""``letta-bridge run``: the bridge itself, until it is told to stop."""
+
+import argparse
+import asyncio
+import errno
+import logging
+
+from .. import logs, registration
+from ..config import Config, ConfigError
+from .exitcodes import Exit
+from .options import add_config, add_registration, complain, load_config, registration_path
+
+log = logging.getLogger(__name__)
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "run",
+        help="run the bridge",
+        description="Runs the bridge until it is stopped (SIGTERM or Ctrl-C), then ends what is under way.",
+    )
+    add_config(parser)
+    add_registration(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = load_config(options)
+    logs.setup(config.logging.level, config.logging.format, config.secrets())
+    for warning in config.warnings:
+        log.warning("configuration", extra={"action": "config_warning", "warning": warning})
+    _compare_registration(config, options)
+    from ..bridge import run  # not needed, and slow to import, for every other command
+
+    try:
+        return asyncio.run(run(config))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        where = f"{config.appservice.host}:{config.appservice.port}"
+        complain(f"another program listens on {where}; stop it, or change appservice.port (and register again)")
+        return Exit.PORT
+
+
+def _compare_registration(config: Config, options: argparse.Namespace) -> None:
+    path = registration_path(options)
+    if not path.exists():
+        return  # it may be kept where only the homeserver reads it
+    try:
+        differences = registration.compare(config, path)
+    except ConfigError as error:
+        differences = [str(problem) for problem in error.problems]
+    for difference in differences:
+        log.warning(
+            "the registration file does not belong to the configuration",
+            extra={"action": "registration_mismatch", "file": str(path), "difference": difference},
+        )

@@ -1,0 +1,1 @@
+"""The state database: SQLite for one process, PostgreSQL for several."""

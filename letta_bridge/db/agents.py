@@ -1,0 +1,143 @@
+"""The mirrored agents: the ``agent`` table, one row per agent with what was last made true on the homeserver."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..ids import MXID, AgentID, RoomID
+from .database import Connection, Database, Row, clean
+
+_COLUMNS = frozenset(
+    (
+        "name",
+        "description",
+        "avatar",
+        "state",
+        "registered",
+        "shown_name",
+        "device_made",
+        "shown_avatar",
+        "avatar_mxc",
+        "portal_room",
+        "portal_name",
+        "portal_topic",
+        "portal_joined",
+        "in_space",
+        "error",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRow:
+    """An agent with its puppet and portal.
+
+    ``name``, ``description`` and ``avatar`` (its source) are what Letta says; ``shown_*``, ``portal_*`` and
+    ``in_space`` (the space's room id) are what the homeserver was last told, None where it was not told yet.
+    """
+
+    agent_id: AgentID
+    mxid: MXID
+    device_id: str
+    name: str
+    description: str
+    avatar: str
+    state: str
+    registered: bool
+    shown_name: str | None
+    device_made: bool
+    shown_avatar: str | None
+    avatar_mxc: str
+    portal_room: RoomID | None
+    portal_name: str | None
+    portal_topic: str | None
+    portal_joined: bool
+    in_space: str
+    error: str
+
+
+class Agents:
+    """Statements on ``agent``."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def all(self) -> list[AgentRow]:
+        """Every agent ever mirrored."""
+        return [_agent(row) for row in await self._db.fetch("SELECT * FROM agent ORDER BY created_at, agent_id")]
+
+    async def get(self, agent_id: AgentID) -> AgentRow | None:
+        """One agent by its Letta id."""
+        row = await self._db.fetchrow("SELECT * FROM agent WHERE agent_id = $1", agent_id)
+        return None if row is None else _agent(row)
+
+    async def by_mxid(self, mxid: MXID) -> AgentRow | None:
+        """The agent whose puppet this is."""
+        row = await self._db.fetchrow("SELECT * FROM agent WHERE mxid = $1", mxid)
+        return None if row is None else _agent(row)
+
+    async def by_portal(self, room_id: RoomID) -> AgentRow | None:
+        """The agent whose portal this room is."""
+        row = await self._db.fetchrow("SELECT * FROM agent WHERE portal_room = $1", room_id)
+        return None if row is None else _agent(row)
+
+    async def in_room(self, room_id: RoomID) -> list[AgentRow]:
+        """The agents whose puppets have joined the room, in a stable order."""
+        rows = await self._db.fetch(
+            "SELECT a.* FROM agent a JOIN member m ON m.user_id = a.mxid "
+            "WHERE m.room_id = $1 AND m.membership = 'join' ORDER BY a.created_at, a.agent_id",
+            room_id,
+        )
+        return [_agent(row) for row in rows]
+
+    async def add(self, agent_id: AgentID, mxid: MXID, device_id: str, name: str) -> None:
+        """Write an agent down before anything is made for it; no effect when it is known."""
+        await self._db.write(
+            lambda conn: conn.execute(
+                "INSERT INTO agent (agent_id, mxid, device_id, name, state, created_at) "
+                f"VALUES ($1, $2, $3, $4, 'new', {self._db.now}) ON CONFLICT (agent_id) DO NOTHING",
+                agent_id,
+                mxid,
+                device_id,
+                clean(name),
+            )
+        )
+
+    async def update(self, agent_id: AgentID, **columns: Any) -> None:
+        """Write columns of one agent in a commit of its own: a finished step is never repeated."""
+
+        async def work(conn: Connection) -> None:
+            await self.update_in(conn, agent_id, **columns)
+
+        await self._db.write(work)
+
+    async def update_in(self, conn: Connection, agent_id: AgentID, **columns: Any) -> None:
+        """The same within the caller's transaction."""
+        assert columns.keys() <= _COLUMNS
+        names = list(columns)
+        values = [clean(v) if isinstance(v, str) else int(v) if isinstance(v, bool) else v for v in columns.values()]
+        assignments = ", ".join(f"{name} = ${index}" for index, name in enumerate(names, start=2))
+        await conn.execute(f"UPDATE agent SET {assignments} WHERE agent_id = $1", agent_id, *values)
+
+
+def _agent(row: Row) -> AgentRow:
+    portal = row["portal_room"]
+    return AgentRow(
+        AgentID(row["agent_id"]),
+        MXID(row["mxid"]),
+        row["device_id"],
+        row["name"],
+        row["description"],
+        row["avatar"],
+        row["state"],
+        bool(row["registered"]),
+        row["shown_name"],
+        bool(row["device_made"]),
+        row["shown_avatar"],
+        row["avatar_mxc"],
+        None if portal is None else RoomID(portal),
+        row["portal_name"],
+        row["portal_topic"],
+        bool(row["portal_joined"]),
+        row["in_space"],
+        row["error"],
+    )

@@ -1,0 +1,153 @@
+"""What must go out: the ``outbox`` table."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..ids import MXID, EventID, RoomID, TurnID
+from .database import Connection, Database, clean
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """An event to be sent. ``txn_id`` names it for ever: adding it twice is adding it once.
+
+    ``edits`` is the ``txn_id`` of the row whose event this one replaces; the event id is filled in when it is sent.
+    """
+
+    txn_id: str
+    room_id: RoomID
+    sender: MXID
+    type: str
+    content: Mapping[str, Any]
+    edits: str = ""
+    turn_id: TurnID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """A row whose turn it is to be sent."""
+
+    seq: int
+    txn_id: str
+    room_id: RoomID
+    sender: MXID
+    type: str
+    content: dict[str, Any]
+    edits: str
+    turn_id: TurnID | None
+    attempts: int
+    wait: float
+    age: float
+
+
+class Outbox:
+    """Statements on ``outbox``. Methods that take a connection belong into the caller's transaction."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def add(self, conn: Connection, out: Outgoing) -> None:
+        """Put an event in; it is sent after everything that its room has waiting."""
+        await conn.execute(
+            "INSERT INTO outbox (txn_id, room_id, sender, type, content, edits, turn_id, state, created_at) "
+            f"VALUES ($1, $2, $3, $4, $5, $6, $7, 'pending', {self._db.now}) ON CONFLICT (txn_id) DO NOTHING",
+            out.txn_id,
+            out.room_id,
+            out.sender,
+            out.type,
+            json.dumps(out.content),
+            out.edits,
+            out.turn_id,
+        )
+
+    async def head(self, room_id: RoomID) -> OutboxRow | None:
+        """The oldest event of the room that waits to be sent."""
+        row = await self._db.fetchrow(
+            f"SELECT *, not_before - {self._db.now} AS wait, "
+            f"{self._db.now} - created_at AS age "
+            "FROM outbox WHERE room_id = $1 AND state = 'pending' ORDER BY seq LIMIT 1",
+            room_id,
+        )
+        if row is None:
+            return None
+        return OutboxRow(
+            row["seq"],
+            row["txn_id"],
+            RoomID(row["room_id"]),
+            MXID(row["sender"]),
+            row["type"],
+            json.loads(row["content"]),
+            row["edits"],
+            None if row["turn_id"] is None else TurnID(row["turn_id"]),
+            row["attempts"],
+            float(row["wait"]),
+            float(row["age"]),
+        )
+
+    async def sent(self, conn: Connection, seq: int, event_id: EventID) -> None:
+        """Confirmed by the homeserver."""
+        await conn.execute(
+            f"UPDATE outbox SET state = 'sent', sent_event_id = $2, sent_at = {self._db.now}, error = '' "
+            "WHERE seq = $1",
+            seq,
+            event_id,
+        )
+
+    async def postpone(self, conn: Connection, seq: int, delay: float, error: str) -> None:
+        """Try again after ``delay`` seconds; it stays the head of its room."""
+        await conn.execute(
+            f"UPDATE outbox SET attempts = attempts + 1, error = $3, not_before = {self._db.now} + $2 WHERE seq = $1",
+            seq,
+            delay,
+            clean(error)[:300],
+        )
+
+    async def bury(self, conn: Connection, seq: int, error: str) -> None:
+        """It can never be sent: keep it as a dead letter with its reason."""
+        await conn.execute("UPDATE outbox SET state = 'dead', error = $2 WHERE seq = $1", seq, clean(error)[:300])
+
+    async def event_of(self, txn_id: str) -> EventID | None:
+        """The event that a row became, once confirmed."""
+        value = await self._db.fetchval("SELECT sent_event_id FROM outbox WHERE txn_id = $1 AND state = 'sent'", txn_id)
+        return EventID(value) if value else None
+
+    async def state_of(self, txn_id: str) -> str | None:
+        """``pending``, ``sent``, ``dead``, or None when there is no such row."""
+        value = await self._db.fetchval("SELECT state FROM outbox WHERE txn_id = $1", txn_id)
+        return None if value is None else str(value)
+
+    async def content_of(self, txn_id: str) -> dict[str, Any] | None:
+        """The content of a row, whatever became of it; None when there is no such row."""
+        content = await self._db.fetchval("SELECT content FROM outbox WHERE txn_id = $1", txn_id)
+        return None if content is None else dict(json.loads(content))
+
+    async def spoken(self, event_id: EventID) -> tuple[MXID, dict[str, Any]] | None:
+        """Which of our users sent this event, and its content as it stands after edits."""
+        row = await self._db.fetchrow(
+            "SELECT o.sender, COALESCE((SELECT e.content FROM outbox e WHERE e.edits = o.txn_id "
+            "ORDER BY e.seq DESC LIMIT 1), o.content) AS content "
+            "FROM outbox o WHERE o.sent_event_id = $1 AND o.sent_event_id <> ''",
+            event_id,
+        )
+        if row is None:
+            return None
+        content = json.loads(row["content"])
+        newer = content.get("m.new_content")
+        return MXID(row["sender"]), newer if isinstance(newer, dict) else content
+
+    async def open_lanes(self) -> list[str]:
+        """Send lanes of rooms with something waiting."""
+        rows = await self._db.fetch("SELECT DISTINCT room_id FROM outbox WHERE state = 'pending'")
+        return [f"send:{row['room_id']}" for row in rows]
+
+    async def prune(self, keep: float) -> None:
+        """Empty the contents of events sent more than ``keep`` seconds ago; ids stay for replies and stops."""
+        await self._db.write(
+            lambda conn: conn.execute(
+                f"UPDATE outbox SET content = '{{}}' WHERE state = 'sent' AND content <> '{{}}' "
+                f"AND sent_at < {self._db.now} - $1",
+                keep,
+            )
+        )

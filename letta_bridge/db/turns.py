@@ -1,0 +1,443 @@
+"""What agents have to do: the ``turn`` and ``turn_event`` tables."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..ids import MXID, AgentID, ConversationID, EventID, Otid, RoomID, RunID, TurnID
+from .database import Connection, Database, Row, clean
+
+OPEN = "('queued', 'running')"
+OtidMaker = Callable[[EventID, int], Otid]
+"""Makes the otid of a message in an attempt of its turn."""
+
+
+def agent_lane(agent_id: AgentID) -> str:
+    """The lane of an agent's turns: one at a time, because parallel turns lose memory edits on Letta V1."""
+    return f"agent:{agent_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRow:
+    """A turn as stored. Empty strings stand for "none"."""
+
+    turn_id: TurnID
+    agent_id: AgentID
+    room_id: RoomID
+    source: str
+    thread_root: str
+    reply_to: str
+    mention: bool
+    conversation_id: str
+    state: str
+    attempt: int
+    failures: int
+    wait: float
+    wait_reason: str
+    run_id: str
+    stop_by: str
+    age: float
+    running_for: float
+
+
+@dataclass(frozen=True, slots=True)
+class TurnMessage:
+    """One message of a turn. ``text`` is what the agent reads, sealed when the event was dispatched."""
+
+    event_id: EventID
+    sender: MXID
+    text: str
+    otid: Otid
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """A message about to be queued for an agent."""
+
+    event_id: EventID
+    sender: MXID
+    agent_id: AgentID
+    room_id: RoomID
+    thread_root: str
+    reply_to: str
+    mention: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequest:
+    """Somebody said stop: how many runs were told to end and how many turns were withdrawn from the queue.
+
+    ``quiet``: nothing is said unless an approval was denied (another agent of the room answers).
+    """
+
+    event_id: EventID
+    agent_id: AgentID
+    room_id: RoomID
+    sender: MXID
+    thread_root: str
+    stopped: int
+    withdrawn: int
+    quiet: bool
+
+
+class Turns:
+    """Statements on turns. Methods that take a connection belong into the caller's transaction."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    # -- dispatch
+
+    async def add(self, conn: Connection, new: NewMessage) -> TurnID | None:
+        """Queue a message: into the waiting turn of its room and thread, else as a turn of its own.
+
+        Returns None when this agent has this event already.
+        """
+        known = await conn.fetchval(
+            "SELECT 1 FROM turn_event WHERE event_id = $1 AND agent_id = $2", new.event_id, new.agent_id
+        )
+        if known:
+            return None
+        lane = agent_lane(new.agent_id)
+        turn_id = await conn.fetchval(
+            "SELECT turn_id FROM turn WHERE lane = $1 AND room_id = $2 AND thread_root = $3 "
+            f"AND state = 'queued' AND stop_by = '' ORDER BY turn_id DESC LIMIT 1 {self._db.for_update}",
+            lane,
+            new.room_id,
+            new.thread_root,
+        )
+        if turn_id is None:
+            turn_id = await conn.fetchval(
+                "INSERT INTO turn (lane, agent_id, room_id, source, thread_root, reply_to, mention, state, "
+                f"created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, 'queued', {self._db.now}) RETURNING turn_id",
+                lane,
+                new.agent_id,
+                new.room_id,
+                f"{new.event_id}|{new.agent_id}",
+                new.thread_root,
+                new.reply_to,
+                int(new.mention),
+            )
+        else:  # the answer goes to the last message of the batch
+            await conn.execute(
+                "UPDATE turn SET reply_to = $2, mention = $3 WHERE turn_id = $1",
+                turn_id,
+                new.reply_to,
+                int(new.mention),
+            )
+        position = await conn.fetchval(
+            "SELECT COALESCE(MAX(position), 0) + 1 FROM turn_event WHERE turn_id = $1", turn_id
+        )
+        await conn.execute(
+            "INSERT INTO turn_event (event_id, agent_id, turn_id, position, sender, text, created_at) "
+            f"VALUES ($1, $2, $3, $4, $5, $6, {self._db.now})",
+            new.event_id,
+            new.agent_id,
+            turn_id,
+            position,
+            new.sender,
+            new.text,
+        )
+        return TurnID(turn_id)
+
+    async def edit(
+        self, conn: Connection, event_id: EventID, sender: MXID, change: Callable[[str], str]
+    ) -> tuple[int, int]:
+        """An edit: (agents whose queued copy was changed, agents that have it already or answer it now)."""
+        rows = await conn.fetch(
+            "SELECT e.agent_id, e.text, t.state FROM turn_event e JOIN turn t ON t.turn_id = e.turn_id "
+            f"WHERE e.event_id = $1 AND e.sender = $2 AND e.withdrawn = 0 {self._lock_turn}",
+            event_id,
+            sender,
+        )
+        replaced = late = 0
+        for row in rows:
+            if row["state"] != "queued":
+                late += row["state"] in ("running", "replying", "done")
+                continue
+            await conn.execute(
+                "UPDATE turn_event SET text = $3 WHERE event_id = $1 AND agent_id = $2",
+                event_id,
+                row["agent_id"],
+                change(row["text"]),
+            )
+            replaced += 1
+        return replaced, late
+
+    async def withdraw(self, conn: Connection, event_id: EventID) -> int:
+        """A redaction: take the message out of turns that have not started; how many that were."""
+        rows = await conn.fetch(
+            "SELECT e.turn_id, e.agent_id FROM turn_event e JOIN turn t ON t.turn_id = e.turn_id "
+            f"WHERE e.event_id = $1 AND e.withdrawn = 0 AND t.state = 'queued' {self._lock_turn}",
+            event_id,
+        )
+        for row in rows:
+            await conn.execute(
+                "UPDATE turn_event SET withdrawn = 1, text = '' WHERE event_id = $1 AND agent_id = $2",
+                event_id,
+                row["agent_id"],
+            )
+            left = await conn.fetchval(
+                "SELECT COUNT(*) FROM turn_event WHERE turn_id = $1 AND withdrawn = 0", row["turn_id"]
+            )
+            if not left:
+                await self.close(conn, row["turn_id"], "cancelled", "withdrawn by its sender")
+        return len(rows)
+
+    @property
+    def _lock_turn(self) -> str:
+        return "FOR UPDATE OF t" if self._db.postgres else ""
+
+    async def request_stop(
+        self, conn: Connection, room_id: RoomID, by: MXID, *, agent_id: AgentID | None, event_id: str = ""
+    ) -> tuple[list[TurnID], list[TurnID]]:
+        """Stop open turns of a room (of one agent, or about one event): (withdrawn from the queue, told to stop).
+
+        ``event_id`` may be a message of a turn or an event that shows a turn's answer.
+        """
+        rows = await conn.fetch(
+            "SELECT turn_id, state, stop_by FROM turn WHERE room_id = $1 AND ($2 = '' OR agent_id = $2) "
+            "AND ($3 = '' OR turn_id IN (SELECT turn_id FROM turn_event WHERE event_id = $3) "
+            "OR turn_id IN (SELECT turn_id FROM outbox WHERE sent_event_id = $3 AND sent_event_id <> '')) "
+            f"AND state IN {OPEN} ORDER BY turn_id {self._db.for_update}",
+            room_id,
+            agent_id or "",
+            event_id,
+        )
+        queued: list[TurnID] = []
+        running: list[TurnID] = []
+        for row in rows:
+            if row["state"] == "queued":
+                await self.close(conn, row["turn_id"], "cancelled", f"stopped by {by}")
+                queued.append(TurnID(row["turn_id"]))
+            elif not row["stop_by"]:
+                await conn.execute("UPDATE turn SET stop_by = $2 WHERE turn_id = $1", row["turn_id"], by)
+                running.append(TurnID(row["turn_id"]))
+        return queued, running
+
+    async def add_stop(self, conn: Connection, stop: "StopRequest") -> None:
+        """Leave a stop for the agent's lane: it denies a pending approval there and tells what was stopped."""
+        await conn.execute(
+            "INSERT INTO stop_request (event_id, agent_id, room_id, sender, thread, stopped, withdrawn, quiet, "
+            f"created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, {self._db.now}) ON CONFLICT DO NOTHING",
+            stop.event_id,
+            stop.agent_id,
+            stop.room_id,
+            stop.sender,
+            stop.thread_root,
+            stop.stopped,
+            stop.withdrawn,
+            int(stop.quiet),
+        )
+
+    async def stops(self, agent_id: AgentID) -> list["StopRequest"]:
+        """Stops that the agent's lane has not served yet."""
+        rows = await self._db.fetch(
+            "SELECT * FROM stop_request WHERE agent_id = $1 AND done = 0 ORDER BY created_at", agent_id
+        )
+        return [
+            StopRequest(
+                EventID(row["event_id"]),
+                AgentID(row["agent_id"]),
+                RoomID(row["room_id"]),
+                MXID(row["sender"]),
+                row["thread"],
+                row["stopped"],
+                row["withdrawn"],
+                bool(row["quiet"]),
+            )
+            for row in rows
+        ]
+
+    async def stop_served(self, conn: Connection, stop: "StopRequest") -> None:
+        """The stop needs nothing more."""
+        await conn.execute(
+            "UPDATE stop_request SET done = 1 WHERE event_id = $1 AND agent_id = $2", stop.event_id, stop.agent_id
+        )
+
+    async def recent_by(self, sender: MXID, seconds: float) -> int:
+        """How many messages of ``sender`` were handed to agents in the last ``seconds``."""
+        return int(
+            await self._db.fetchval(
+                "SELECT COUNT(DISTINCT event_id) FROM turn_event WHERE sender = $1 "
+                f"AND created_at > {self._db.now} - $2",
+                sender,
+                seconds,
+            )
+        )
+
+    # -- the agent's lane
+
+    async def head(self, lane: str) -> TurnRow | None:
+        """The oldest turn of the lane that has not come to its reply."""
+        row = await self._db.fetchrow(
+            f"SELECT *, not_before - {self._db.now} AS wait, {self._db.now} - created_at AS age, "
+            f"COALESCE({self._db.now} - submitted_at, 0) AS running_for "
+            f"FROM turn WHERE lane = $1 AND state IN {OPEN} ORDER BY turn_id LIMIT 1",
+            lane,
+        )
+        return None if row is None else _turn(row)
+
+    async def get(self, turn_id: TurnID) -> TurnRow | None:
+        """One turn."""
+        row = await self._db.fetchrow(
+            f"SELECT *, not_before - {self._db.now} AS wait, {self._db.now} - created_at AS age, "
+            f"COALESCE({self._db.now} - submitted_at, 0) AS running_for FROM turn WHERE turn_id = $1",
+            turn_id,
+        )
+        return None if row is None else _turn(row)
+
+    async def messages(self, turn_id: TurnID) -> list[TurnMessage]:
+        """The turn's messages in order, without those withdrawn."""
+        rows = await self._db.fetch(
+            "SELECT event_id, sender, text, otid FROM turn_event WHERE turn_id = $1 AND withdrawn = 0 "
+            "ORDER BY position",
+            turn_id,
+        )
+        return [TurnMessage(EventID(r["event_id"]), MXID(r["sender"]), r["text"], Otid(r["otid"])) for r in rows]
+
+    async def begin(
+        self, conn: Connection, turn_id: TurnID, conversation_id: ConversationID, otid_of: OtidMaker
+    ) -> list[TurnMessage] | None:
+        """``queued → running`` with a new attempt's otids stored before the call; None if it is not queued any more."""
+        row = await conn.fetchrow(
+            f"UPDATE turn SET state = 'running', attempt = attempt + 1, conversation_id = $2, run_id = '', "
+            f"accepted_at = NULL, submitted_at = {self._db.now} "
+            "WHERE turn_id = $1 AND state = 'queued' RETURNING attempt",
+            turn_id,
+            conversation_id,
+        )
+        if row is None:
+            return None
+        rows = await conn.fetch(
+            "SELECT event_id, sender, text FROM turn_event WHERE turn_id = $1 AND withdrawn = 0 ORDER BY position",
+            turn_id,
+        )
+        messages = [
+            TurnMessage(
+                EventID(r["event_id"]),
+                MXID(r["sender"]),
+                r["text"],
+                otid_of(EventID(r["event_id"]), row["attempt"]),
+            )
+            for r in rows
+        ]
+        for message in messages:
+            await conn.execute(
+                "UPDATE turn_event SET otid = $3 WHERE turn_id = $1 AND event_id = $2",
+                turn_id,
+                message.event_id,
+                message.otid,
+            )
+        return messages
+
+    async def accepted(self, conn: Connection, turn_id: TurnID, run_id: RunID) -> None:
+        """Letta named the run."""
+        await conn.execute(
+            f"UPDATE turn SET run_id = $2, wait_reason = '', accepted_at = {self._db.now} "
+            "WHERE turn_id = $1 AND state = 'running'",
+            turn_id,
+            run_id,
+        )
+
+    async def requeue(self, conn: Connection, turn_id: TurnID, *, delay: float, reason: str, failed: bool) -> None:
+        """``running → queued``: it stays the head of its lane and is tried again after ``delay`` seconds."""
+        await conn.execute(
+            "UPDATE turn SET state = 'queued', wait_reason = $3, failures = failures + $4, run_id = '', "
+            f"not_before = {self._db.now} + $2 WHERE turn_id = $1 AND state IN {OPEN}",
+            turn_id,
+            delay,
+            clean(reason)[:300],
+            int(failed),
+        )
+
+    async def note_wait(self, conn: Connection, turn_id: TurnID, reason: str) -> None:
+        """Why a running turn cannot be followed at the moment."""
+        await conn.execute("UPDATE turn SET wait_reason = $2 WHERE turn_id = $1", turn_id, reason)
+
+    async def end_wait(self, conn: Connection, agent_id: AgentID) -> None:
+        """What the agent's turns waited for is over: they need not wait for their next try."""
+        await conn.execute("UPDATE turn SET not_before = 0 WHERE lane = $1 AND state = 'queued'", agent_lane(agent_id))
+
+    async def replying(self, conn: Connection, turn_id: TurnID) -> bool:
+        """``running → replying``: its answer stands in the outbox. False if the turn is over already."""
+        row = await conn.fetchrow(
+            f"UPDATE turn SET state = 'replying', replying_at = {self._db.now} "
+            "WHERE turn_id = $1 AND state = 'running' RETURNING turn_id",
+            turn_id,
+        )
+        return row is not None
+
+    async def close(self, conn: Connection, turn_id: TurnID, state: str, error: str = "") -> bool:
+        """Any open state to ``done``, ``dead`` or ``cancelled``; False if it was closed already."""
+        row = await conn.fetchrow(
+            f"UPDATE turn SET state = $2, error = $3, finished_at = {self._db.now} "
+            "WHERE turn_id = $1 AND state IN ('queued', 'running', 'replying') RETURNING turn_id",
+            turn_id,
+            state,
+            clean(error)[:500],
+        )
+        return row is not None
+
+    async def close_delivered(self, conn: Connection, turn_id: TurnID) -> None:
+        """``replying → done`` once nothing of the turn waits in the outbox."""
+        await conn.execute(
+            f"UPDATE turn SET state = 'done', finished_at = {self._db.now} WHERE turn_id = $1 "
+            "AND state = 'replying' AND NOT EXISTS "
+            "(SELECT 1 FROM outbox o WHERE o.turn_id = $1 AND o.state = 'pending')",
+            turn_id,
+        )
+
+    async def open_lanes(self) -> list[str]:
+        """Agent lanes with open turns or stops."""
+        rows = await self._db.fetch(
+            f"SELECT lane FROM turn WHERE state IN {OPEN} "
+            "UNION SELECT 'agent:' || agent_id AS lane FROM stop_request WHERE done = 0"
+        )
+        return [row["lane"] for row in rows]
+
+    async def waiting_rooms(self, lane: str) -> list[tuple[RoomID, EventID, MXID, str]]:
+        """Rooms with open turns in the lane: room, its newest waiting message, that message's sender and thread."""
+        rows = await self._db.fetch(
+            "SELECT t.room_id, t.thread_root, e.event_id, e.sender FROM turn t JOIN turn_event e "
+            f"ON e.turn_id = t.turn_id AND e.withdrawn = 0 WHERE t.lane = $1 AND t.state IN {OPEN} "
+            "ORDER BY t.turn_id, e.position",
+            lane,
+        )
+        newest = {row["room_id"]: row for row in rows}
+        return [
+            (RoomID(room), EventID(row["event_id"]), MXID(row["sender"]), row["thread_root"])
+            for room, row in newest.items()
+        ]
+
+    async def running_rooms(self) -> list[tuple[AgentID, RoomID]]:
+        """Where a typing notice may stand since before the last stop."""
+        rows = await self._db.fetch("SELECT agent_id, room_id FROM turn WHERE state = 'running'")
+        return [(AgentID(row["agent_id"]), RoomID(row["room_id"])) for row in rows]
+
+
+def _turn(row: Row) -> TurnRow:
+    return TurnRow(
+        TurnID(row["turn_id"]),
+        AgentID(row["agent_id"]),
+        RoomID(row["room_id"]),
+        row["source"],
+        row["thread_root"],
+        row["reply_to"],
+        bool(row["mention"]),
+        row["conversation_id"],
+        row["state"],
+        row["attempt"],
+        row["failures"],
+        float(row["wait"]),
+        row["wait_reason"],
+        row["run_id"],
+        row["stop_by"],
+        float(row["age"]),
+        float(row["running_for"]),
+    )
+
+
+def event_ids(messages: Sequence[TurnMessage]) -> list[EventID]:
+    """The Matrix events that an answer answers."""
+    return [message.event_id for message in messages]

@@ -1,0 +1,1 @@
+"""The durable way of a message: inbox, lanes, turns, renderer, outbox."""

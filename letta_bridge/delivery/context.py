@@ -1,0 +1,84 @@
+"""What working on a turn needs, handed around as one thing."""
+
+import time
+from dataclasses import dataclass, field
+
+from ..db.agents import Agents
+from ..db.memory import Conversations
+from ..db.outbox import Outbox
+from ..db.turns import Turns
+from ..ids import AgentID
+from ..letta.backend import Backend
+from .lanes import Lanes
+from .presence import Presence
+from .sender import Sender
+from .troubles import Troubles
+
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnSettings:
+    """How turns are run and shown.
+
+    Attributes:
+        timeout: seconds an agent may take for one answer.
+        attempts: tries after unclear failures.
+        settle: seconds between the two looks that prove that Letta does not have a message.
+        stream: whether an answer shows while it is written.
+        first_event_s: seconds after acceptance until it first shows.
+        max_edits: events that one streamed message may cost beyond its first.
+        part_bytes: largest Markdown text of one event.
+    """
+
+    timeout: float = 600.0
+    attempts: int = 5
+    settle: float = 10.0
+    stream: bool = True
+    first_event_s: float = 1.0
+    max_edits: int = 50
+    part_bytes: int = 16 * 1024
+
+
+@dataclass(slots=True)
+class Outage:
+    """What this process saw of Letta being away."""
+
+    refused_at: float = 0.0
+    _counts: dict[AgentID, int] = field(default_factory=dict)
+
+    def seen(self) -> None:
+        """Letta refused a connection just now: what it was running then is dead."""
+        self.refused_at = time.time()
+
+    def began_before(self, seconds_ago: float) -> bool:
+        """Whether Letta was seen away after something that began ``seconds_ago``."""
+        return self.refused_at > time.time() - seconds_ago
+
+    def pause(self, agent_id: AgentID) -> float:
+        """Seconds until this agent's next try, growing while the outage lasts."""
+        count = self._counts.get(agent_id, 0)
+        self._counts[agent_id] = count + 1
+        return float(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(count, 8)))
+
+    def over(self, agent_id: AgentID) -> None:
+        """Letta works for this agent."""
+        self._counts.pop(agent_id, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnContext:
+    """The parts that a turn touches."""
+
+    backend: Backend
+    agents: Agents
+    turns: Turns
+    outbox: Outbox
+    conversations: Conversations
+    lanes: Lanes
+    sender: Sender
+    presence: Presence
+    troubles: Troubles
+    settings: TurnSettings
+    outage: Outage = field(default_factory=Outage)

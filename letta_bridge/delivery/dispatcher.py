@@ -1,0 +1,383 @@
+"""The first stage: each room's events in order, each decided once, with the decision and its work in one commit."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from .. import errors
+from ..commands.bot import BotCommands
+from ..db.agents import AgentRow, Agents
+from ..db.database import Connection
+from ..db.inbox import Inbox, StoredEvent
+from ..db.memory import Told
+from ..db.outbox import Outbox
+from ..db.rooms import RoomInfo, Rooms
+from ..db.turns import NewMessage, StopRequest, Turns
+from ..ids import MXID, AgentID, EventID, RoomID, TurnID
+from ..letta.errors import LettaError
+from ..matrix import envelope, incoming
+from ..matrix.homeserver import Homeserver, HomeserverError
+from ..mirror.directory import Directory
+from ..routing.dispatch import Action, Decision, EventView, Notice, PuppetInRoom, RoomView, decide
+from ..routing.permissions import Permissions
+from .lanes import Fence, FencedError, Lanes
+from .outgoing import ReplyTarget, Voice, notice
+from .rooms import RoomEntry
+
+log = logging.getLogger(__name__)
+
+_TRIES = 5
+_TRY_AGAIN = 5.0
+_STATE_TYPES = frozenset(("m.room.member", "m.room.name", "m.room.encryption"))
+
+
+class Dispatcher:
+    """Handler of ``room:`` lanes. Never calls Letta for a message; only an unknown puppet is looked up there."""
+
+    def __init__(
+        self,
+        *,
+        homeserver: Homeserver,
+        directory: Directory,
+        permissions: Permissions,
+        agents: Agents,
+        inbox: Inbox,
+        outbox: Outbox,
+        turns: Turns,
+        rooms: Rooms,
+        told: Told,
+        lanes: Lanes,
+        entry: RoomEntry,
+        commands: BotCommands,
+        messages_per_minute: int,
+    ) -> None:
+        self._homeserver = homeserver
+        self._directory = directory
+        self._permissions = permissions
+        self._agents = agents
+        self._inbox = inbox
+        self._outbox = outbox
+        self._turns = turns
+        self._rooms = rooms
+        self._told = told
+        self._lanes = lanes
+        self._entry = entry
+        self._commands = commands
+        self._per_minute = messages_per_minute
+
+    async def handle(self, fence: Fence) -> float | None:
+        """Dispatch everything that the room of the lane has waiting."""
+        room_id = RoomID(fence.lane.partition(":")[2])
+        try:
+            if (await self._rooms.info(room_id)).gap:
+                await self._entry.close_gap(fence, room_id)
+            while (event := await self._inbox.head(room_id)) is not None:
+                await self._guarded(fence, event)
+        except (HomeserverError, LettaError) as error:
+            log.warning("dispatch waits", extra={"action": "dispatch_waits", "room": room_id, "why": str(error)})
+            return _TRY_AGAIN
+        return None
+
+    async def _guarded(self, fence: Fence, event: StoredEvent) -> None:
+        """The boundary at which an event that cannot be handled becomes a dead letter instead of blocking its room."""
+        try:
+            await self._one(fence, event)
+        except (FencedError, HomeserverError, LettaError):
+            raise
+        except Exception:
+            extra = {"action": "dispatch_failed", "event": event.event_id, "attempt": event.attempts + 1}
+            log.exception("event could not be dispatched", extra=extra)
+            if event.attempts + 1 < _TRIES:
+                await self._lanes.write(fence, lambda conn: self._inbox.failed(conn, event.seq))
+            else:
+                await self._bury(fence, event)
+
+    async def _bury(self, fence: Fence, event: StoredEvent) -> None:
+        puppets = await self._agents.in_room(event.room_id)
+
+        async def work(conn: Connection) -> None:
+            await self._inbox.settle(conn, event.seq, "dead", "could not be dispatched; see the log")
+            if puppets and not self._directory.is_ours(event.sender) and event.type == "m.room.message":
+                target = ReplyTarget("", event.event_id)
+                voice = Voice(puppets[0].mxid, event.room_id)
+                out = notice(voice, errors.UNDISPATCHED, target, source=event.event_id, kind="undispatched")
+                await self._outbox.add(conn, out)
+
+        await self._lanes.write(fence, work)
+        self._lanes.wake(f"send:{event.room_id}")
+
+    # -- one event
+
+    async def _one(self, fence: Fence, event: StoredEvent) -> None:
+        if event.type in _STATE_TYPES and "state_key" in event.event:
+            await self._state(fence, event)
+            return
+        room = await self._rooms.info(event.room_id)
+        agents = await self._agents.in_room(event.room_id)
+        view = self._room_view(room, agents)
+        seen = await self._event_view(event, view)
+        decision = decide(seen, view, self._permissions.grant(event.sender))
+        if decision.action is Action.ANSWER and await self._too_fast(event.sender):
+            text = errors.TOO_FAST.format(limit=self._per_minute)
+            slow_down = Notice(text, f"rate:{event.sender}", decision.puppets[0], again_after=60.0)
+            decision = Decision(Action.NOTICE, "over the sender's rate", notice=slow_down)
+        await self._apply(fence, event, seen, room, view, decision)
+
+    async def _state(self, fence: Fence, event: StoredEvent) -> None:
+        about = event.event.get("state_key")
+        ours = event.type == "m.room.member" and isinstance(about, str) and self._directory.is_ours(MXID(about))
+        newly_encrypted = event.type == "m.room.encryption" and not (await self._rooms.info(event.room_id)).encrypted
+        puppets = await self._agents.in_room(event.room_id) if newly_encrypted else []
+        state, reason = "dispatched", "room state"
+        if ours:
+            await self._lanes.write(fence, lambda conn: self._rooms.apply(conn, event.room_id, event.event))
+            state, reason = await self._entry.member_event(fence, event)
+
+        async def work(conn: Connection) -> None:
+            if not ours:
+                await self._rooms.apply(conn, event.room_id, event.event)
+            if puppets:
+                puppet = _puppet(puppets[0])
+                await self._say(conn, event, "", Notice(errors.ENCRYPTED, "encrypted", puppet))
+            await self._inbox.settle(conn, event.seq, state, reason)
+
+        await self._lanes.write(fence, work)
+        if puppets:
+            self._lanes.wake(f"send:{event.room_id}")
+
+    async def _too_fast(self, sender: MXID) -> bool:
+        return await self._turns.recent_by(sender, 60.0) >= self._per_minute
+
+    def _room_view(self, room: RoomInfo, agents: list[AgentRow]) -> RoomView:
+        people = [
+            member
+            for member in room.joined
+            if not self._directory.is_ours(member.mxid) and self._permissions.grant(member.mxid).ignored_by is None
+        ]
+        return RoomView(
+            room.room_id,
+            tuple(_puppet(agent) for agent in agents),
+            tuple(member.mxid for member in people),
+            tuple(member.displayname for member in people if member.displayname),
+            any(member.mxid == self._homeserver.bot_mxid for member in room.joined),
+        )
+
+    async def _event_view(self, event: StoredEvent, room: RoomView) -> EventView:
+        content = event.event["content"]
+        relation = incoming.relation(content)
+        body = (incoming.new_content(content) or content) if relation.replaces else content
+        redacts = content.get("redacts") or event.event.get("redacts")
+        ours = self._directory.is_ours(event.sender)
+        is_message = event.type == "m.room.message" and not ours
+        reply_sender = thread_sender = None
+        if is_message and relation.reply_to and not relation.falling_back:
+            reply_sender, _ = await self._quoted(room, relation.reply_to)
+        if is_message and relation.thread_root and room.alone is None:
+            thread_sender, _ = await self._quoted(room, relation.thread_root)
+        return EventView(
+            event.event_id,
+            event.sender,
+            event.type,
+            content,
+            relation,
+            incoming.to_markdown(body) if is_message else "",
+            redacts if isinstance(redacts, str) else "",
+            reply_sender,
+            thread_sender,
+            ours,
+        )
+
+    async def _quoted(self, room: RoomView, event_id: EventID) -> tuple[MXID | None, Mapping[str, Any]]:
+        """Who wrote an event of this room and what it says: from our tables, else from the homeserver."""
+        if spoken := await self._outbox.spoken(event_id):
+            return spoken
+        stored = await self._inbox.event(event_id)
+        if (stored is None or stored.get("room_id") != room.room_id) and room.puppets:
+            try:
+                stored = await self._homeserver.intent(room.puppets[0].mxid).event(room.room_id, event_id)
+            except HomeserverError:
+                return None, {}  # a quote is context, not worth waiting for
+        sender, content = (stored or {}).get("sender"), (stored or {}).get("content")
+        return (
+            MXID(sender) if isinstance(sender, str) else None,
+            content if isinstance(content, Mapping) else {},
+        )
+
+    # -- what a decision leads to
+
+    async def _apply(
+        self,
+        fence: Fence,
+        event: StoredEvent,
+        seen: EventView,
+        room: RoomInfo,
+        view: RoomView,
+        decision: Decision,
+    ) -> None:
+        messages = await self._messages(event, seen, room, view, decision)
+        answer = await self._commands.answer(event.sender, seen.text) if decision.action is Action.COMMAND else ""
+        to_stop: list[TurnID] = []
+        thread = seen.relation.thread_root or ""
+
+        async def work(conn: Connection) -> None:
+            to_stop.clear()
+            reason = decision.reason
+            for message in messages:
+                await self._turns.add(conn, message)
+                await self._lanes.announce(conn, f"agent:{message.agent_id}")
+            if decision.action is Action.EDIT:
+                reason = await self._edit(conn, event, seen, decision, thread)
+            elif decision.action is Action.WITHDRAW and decision.target:
+                withdrawn = await self._turns.withdraw(conn, EventID(decision.target))
+                reason = f"redaction: {withdrawn} waiting messages withdrawn"
+            elif decision.action is Action.STOP:
+                to_stop.extend(await self._stop(conn, event, decision, thread))
+            if answer:
+                voice = Voice(self._homeserver.bot_mxid, event.room_id)
+                out = notice(voice, answer, ReplyTarget(thread), source=event.event_id, kind="command")
+                await self._outbox.add(conn, out)
+            if decision.notice:
+                await self._say(conn, event, thread, decision.notice)
+            waits = decision.action in (Action.ANSWER, Action.STOP, Action.COMMAND, Action.NOTICE, Action.EDIT)
+            await self._inbox.settle(conn, event.seq, "dispatched" if waits else "skipped", reason)
+
+        await self._lanes.write(fence, work)
+        for agent_id in {puppet.agent_id for puppet in decision.puppets}:
+            self._lanes.wake(f"agent:{agent_id}")
+        for turn_id in to_stop:
+            self._lanes.signal("stop", str(turn_id))
+        if answer or decision.notice or decision.action is Action.EDIT:
+            self._lanes.wake(f"send:{event.room_id}")
+
+    async def _messages(
+        self, event: StoredEvent, seen: EventView, room: RoomInfo, view: RoomView, decision: Decision
+    ) -> list[NewMessage]:
+        if decision.action is not Action.ANSWER:
+            return []
+        relation = seen.relation
+        quoted: tuple[MXID | None, Mapping[str, Any]] = (None, {})
+        really_replies = relation.reply_to is not None and not relation.falling_back
+        if relation.reply_to and really_replies:
+            quoted = await self._quoted(view, relation.reply_to)
+        crowd = len(view.people) > 1 or len(view.puppets) > 1
+        portal = await self._agents.by_portal(event.room_id)
+        thread = relation.thread_root or ""
+        reply_to = event.event_id if crowd or thread or really_replies else ""
+        names = {member.mxid: member.displayname for member in room.members}
+        return [
+            NewMessage(
+                event.event_id,
+                event.sender,
+                puppet.agent_id,
+                event.room_id,
+                thread,
+                reply_to,
+                crowd,
+                _sealed(event, seen, room, view, puppet, names, quoted, portal),
+            )
+            for puppet in decision.puppets
+        ]
+
+    async def _edit(
+        self, conn: Connection, event: StoredEvent, seen: EventView, decision: Decision, thread: str
+    ) -> str:
+        def change(sealed: str) -> str:
+            return envelope.seal(replace(envelope.open_(sealed), body=seen.text))
+
+        changed, late = await self._turns.edit(conn, EventID(decision.target), event.sender, change)
+        if late and not changed and decision.puppets:
+            await self._say(conn, event, thread, Notice(errors.EDIT_TOO_LATE, "edits", decision.puppets[0]))
+        return f"edit: {changed} waiting copies changed, {late} read already"
+
+    async def _stop(self, conn: Connection, event: StoredEvent, decision: Decision, thread: str) -> list[TurnID]:
+        running: list[TurnID] = []
+        stops: list[StopRequest] = []
+        for puppet in decision.puppets:
+            agent_id = AgentID(puppet.agent_id)
+            queued, told = await self._turns.request_stop(
+                conn, event.room_id, event.sender, agent_id=agent_id, event_id=decision.target
+            )
+            running += told
+            stops.append(
+                StopRequest(
+                    event.event_id, agent_id, event.room_id, event.sender, thread, len(told), len(queued), False
+                )
+            )
+        effective = [stop for stop in stops if stop.stopped or stop.withdrawn]
+        if decision.target:
+            stops = effective  # a reaction on something that is over means nothing
+        elif effective:
+            stops = [replace(stop, quiet=not (stop.stopped or stop.withdrawn)) for stop in stops]
+        else:
+            stops = [replace(stop, quiet=index > 0) for index, stop in enumerate(stops)]
+        for stop in stops:
+            await self._turns.add_stop(conn, stop)
+            await self._lanes.announce(conn, f"agent:{stop.agent_id}")
+        for turn_id in running:
+            await self._lanes.announce(conn, f"!stop {turn_id}")
+        return running
+
+    async def _say(self, conn: Connection, event: StoredEvent, thread: str, said: Notice) -> None:
+        if said.topic and not await self._told.first_time(conn, f"{event.room_id}|{said.topic}", said.again_after):
+            return
+        sender = said.puppet.mxid if said.puppet else self._homeserver.bot_mxid
+        mention = () if event.type not in ("m.room.message", "m.room.encrypted") else (event.sender,)
+        reply_to = event.event_id if event.type != "m.room.encryption" else ""
+        target = ReplyTarget(thread, reply_to, mention)
+        voice = Voice(sender, event.room_id, said.puppet.agent_id if said.puppet else None)
+        out = notice(voice, said.text, target, source=event.event_id, kind=said.topic or "once")
+        await self._outbox.add(conn, out)
+
+
+def _puppet(agent: AgentRow) -> PuppetInRoom:
+    return PuppetInRoom(agent.mxid, agent.agent_id, agent.shown_name or agent.name)
+
+
+def _sealed(
+    event: StoredEvent,
+    seen: EventView,
+    room: RoomInfo,
+    view: RoomView,
+    puppet: PuppetInRoom,
+    names: Mapping[MXID, str],
+    quoted: tuple[MXID | None, Mapping[str, Any]],
+    portal: AgentRow | None,
+) -> str:
+    """What this agent will read."""
+    author, content = quoted
+    reply = None
+    if seen.relation.reply_to and not seen.relation.falling_back:
+        who: envelope.Person | str | None = None
+        if author is not None:
+            who = "you" if author == puppet.mxid else envelope.Person(author, names.get(author, ""))
+        excerpt = incoming.excerpt(incoming.to_markdown(content)) if content else None
+        reply = envelope.Reply(seen.relation.reply_to, who, excerpt)  # type: ignore[arg-type]
+    kind: envelope.Kind = "group"
+    if portal is not None and portal.agent_id == puppet.agent_id:
+        kind = "portal"
+    elif view.alone is not None:
+        kind = "dm"
+    body = seen.text
+    if seen.content.get("msgtype") == "m.emote":
+        body = f"* {names.get(event.sender) or event.sender} {body}"
+    message = envelope.Message(
+        sender=envelope.Person(event.sender, names.get(event.sender, "")),
+        room=envelope.Room(event.room_id, room.name, kind, len(view.people) + len(view.puppets)),
+        time=_time(event.event.get("origin_server_ts")),
+        event_id=event.event_id,
+        body=body,
+        reply=reply,
+        thread_root=seen.relation.thread_root,
+    )
+    return envelope.seal(message)
+
+
+def _time(milliseconds: object) -> datetime:
+    if isinstance(milliseconds, int) and not isinstance(milliseconds, bool):
+        try:
+            return datetime.fromtimestamp(milliseconds / 1000, UTC).astimezone()
+        except (OverflowError, OSError, ValueError):
+            pass
+    return datetime.now(UTC).astimezone()

@@ -1,0 +1,120 @@
+"""How outgoing events look and what they are called: contents, relations, transaction ids."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..db.outbox import Outgoing
+from ..ids import MXID, PREFIX, AgentID, EventID, RoomID, TurnID
+from ..matrix.markdown import render
+
+CONTENT_KEY = f"{PREFIX}.message"
+"""Content key of everything the bridge says: ``{"version": 1, "txn": …, "agent": …, "answers": [event ids]}``."""
+
+
+def txn_id(sender: MXID, room_id: RoomID, source: str, kind: str, part: int) -> str:
+    """The transaction id of one outgoing event: the same for the same thing for ever, different for different ones.
+
+    Room and sender are in it because Tuwunel's dedupe key has no room and Synapse's appservice key no sender.
+    """
+    material = "\x00".join(("out", sender, room_id, source, kind, str(part)))
+    digest = hashlib.sha256(material.encode("utf-8", "surrogatepass")).digest()
+    return "lb" + base64.urlsafe_b64encode(digest).decode()[:22]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyTarget:
+    """Where an answer belongs: fixed when the message came in. Empty strings stand for "none".
+
+    ``mention`` are the people whom the answer notifies; ``@room`` never is.
+    """
+
+    thread_root: str = ""
+    reply_to: str = ""
+    mention: tuple[MXID, ...] = ()
+
+    def relation(self) -> dict[str, Any]:
+        """``m.relates_to`` of the first event of an answer (an edit cannot add it later)."""
+        if self.thread_root:
+            return {
+                "rel_type": "m.thread",
+                "event_id": self.thread_root,
+                "is_falling_back": True,
+                "m.in_reply_to": {"event_id": self.reply_to or self.thread_root},
+            }
+        return {"m.in_reply_to": {"event_id": self.reply_to}} if self.reply_to else {}
+
+    def continued(self) -> "ReplyTarget":
+        """The target of what follows the first event: still in the thread, but no second reply arrow or ping."""
+        return ReplyTarget(self.thread_root, self.reply_to if self.thread_root else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """Who speaks, where, and on whose behalf."""
+
+    sender: MXID
+    room_id: RoomID
+    agent_id: AgentID | None = None
+    turn_id: TurnID | None = None
+
+
+def text_content(
+    text: str, target: ReplyTarget, *, msgtype: str, marker: dict[str, Any], replaces: bool = False
+) -> dict[str, Any]:
+    """An ``m.room.message`` content with explicit mentions. With ``replaces`` it is an edit whose ``m.relates_to``
+    the outbox completes with the event id.
+    """
+    rendered = render(text)
+    body: dict[str, Any] = {"msgtype": msgtype, "body": rendered.body}
+    if rendered.html is not None:
+        body |= {"format": "org.matrix.custom.html", "formatted_body": rendered.html}
+    mentions = {"user_ids": list(target.mention)} if target.mention else {}
+    if not replaces:
+        relation = target.relation()
+        content = body | {"m.mentions": mentions} | ({"m.relates_to": relation} if relation else {})
+        return content | {CONTENT_KEY: marker}
+    # an edit pings nobody anew (spec: m.mentions of the edit itself); the new content keeps the original's mentions
+    content = body | {"m.mentions": {}, "m.new_content": body | {"m.mentions": mentions}}
+    content["body"] = f"* {rendered.body}"
+    if rendered.html is not None:
+        content["formatted_body"] = f"* {rendered.html}"
+    content["m.relates_to"] = {"rel_type": "m.replace"}
+    return content | {CONTENT_KEY: marker}
+
+
+def message(
+    voice: Voice,
+    text: str,
+    target: ReplyTarget,
+    *,
+    source: str,
+    kind: str,
+    part: int = 0,
+    answers: Sequence[EventID] = (),
+    msgtype: str = "m.text",
+    edits: str = "",
+) -> Outgoing:
+    """An event for the outbox.
+
+    Args:
+        source: what it answers or is about, stable over restarts and rebuilt databases.
+        kind: what it is to its source (``answer``, ``final``, ``notice:…``).
+        part: its number among those of the same source and kind.
+        edits: the transaction id of the event that it replaces.
+    """
+    name = txn_id(voice.sender, voice.room_id, source, kind, part)
+    marker: dict[str, Any] = {"version": 1, "txn": name}
+    if voice.agent_id:
+        marker["agent"] = voice.agent_id
+    if answers:
+        marker["answers"] = list(answers)
+    content = text_content(text, target, msgtype=msgtype, marker=marker, replaces=bool(edits))
+    return Outgoing(name, voice.room_id, voice.sender, "m.room.message", content, edits, voice.turn_id)
+
+
+def notice(voice: Voice, text: str, target: ReplyTarget, *, source: str, kind: str) -> Outgoing:
+    """A notice for the outbox: seen by people, never answered by bots."""
+    return message(voice, text, target, source=source, kind=f"notice:{kind}", msgtype="m.notice")

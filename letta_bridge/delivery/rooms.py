@@ -1,0 +1,174 @@
+"""How our users come into rooms: invitations, joins, and reading back what was said before or in a gap."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from .. import errors
+from ..db.agents import AgentRow
+from ..db.database import Connection
+from ..db.inbox import Inbox, StoredEvent
+from ..db.memory import Told
+from ..db.outbox import Outbox
+from ..db.rooms import Rooms
+from ..ids import MXID, EventID, RoomID
+from ..matrix.catchup import read_back
+from ..matrix.homeserver import Homeserver, HomeserverError, Intent
+from ..mirror.directory import Directory
+from ..routing.permissions import Grant, Level, Permissions
+from .lanes import Fence, Lanes
+from .outgoing import ReplyTarget, Voice, notice, text_content
+
+log = logging.getLogger(__name__)
+
+_TELL_AGAIN = 24 * 3600.0
+
+
+class RoomEntry:
+    """Takes invitations and keeps up with rooms; always called by the room's own lane."""
+
+    def __init__(
+        self,
+        *,
+        homeserver: Homeserver,
+        directory: Directory,
+        permissions: Permissions,
+        inbox: Inbox,
+        outbox: Outbox,
+        rooms: Rooms,
+        told: Told,
+        lanes: Lanes,
+        catchup_limit: int,
+    ) -> None:
+        self._homeserver = homeserver
+        self._directory = directory
+        self._permissions = permissions
+        self._inbox = inbox
+        self._outbox = outbox
+        self._rooms = rooms
+        self._told = told
+        self._lanes = lanes
+        self._limit = catchup_limit
+
+    async def member_event(self, fence: Fence, event: StoredEvent) -> tuple[str, str]:
+        """A membership event about one of our users: (inbox state, reason). The room's state is taken in already.
+
+        Raises:
+            HomeserverError, LettaError: cannot be done now; the event stays the head of its room.
+        """
+        mxid = MXID(str(event.event.get("state_key")))
+        membership = event.event["content"].get("membership")
+        if membership == "invite":
+            return await self._invited(fence, event, mxid)
+        if membership == "join" and event.sender == mxid:
+            room = await self._rooms.info(event.room_id)
+            if not room.known:
+                await self._enter(fence, event.room_id, mxid, None)
+                return "dispatched", "joined without an invitation of ours; read back"
+        return "dispatched", f"membership of ours: {str(membership)[:20]}"
+
+    async def _invited(self, fence: Fence, event: StoredEvent, mxid: MXID) -> tuple[str, str]:
+        if self._directory.is_ours(event.sender):
+            return "dispatched", "invited by the bridge itself"
+        grant = self._permissions.grant(event.sender)
+        if grant.level < Level.USER:
+            await self._turn_away(event, mxid, grant)
+            return "dispatched", f"invitation refused: {grant}"
+        intent = await self._intent(mxid)
+        if intent is None:
+            intent = self._homeserver.intent(mxid)
+            await intent.register()  # whoever does not exist cannot say no
+            await intent.leave(event.room_id, errors.NO_SUCH_AGENT)
+            return "dispatched", "invitation refused: no such agent"
+        try:
+            await intent.join(event.room_id)
+        except HomeserverError as error:
+            if error.passing:
+                raise
+            return "dispatched", f"could not join: {error}"
+        await self._enter(fence, event.room_id, mxid, event.event_id)
+        return "dispatched", "joined"
+
+    async def _intent(self, mxid: MXID) -> Intent | None:
+        if mxid == self._homeserver.bot_mxid:
+            return self._homeserver.bot
+        agent: AgentRow | None = await self._directory.resolve(mxid)
+        if agent is None:
+            return None
+        return self._homeserver.intent(mxid, agent.device_id if agent.device_made else None)
+
+    async def _turn_away(self, event: StoredEvent, mxid: MXID, grant: Grant) -> None:
+        """Refuse with the reason; people of this server are told once in the room itself, where they see it."""
+        intent = self._homeserver.intent(mxid)
+        await intent.register()
+        reason = errors.MAY_NOT_INVITE.format(who=grant.mxid)
+        local = grant.mxid.endswith(f":{self._homeserver.domain}") and grant.ignored_by is None
+        topic = f"invite-refused:{grant.mxid}"
+        if local and not await self._told.was_told(topic, within=_TELL_AGAIN):
+            try:
+                await intent.join(event.room_id)
+                content = text_content(reason, ReplyTarget(), msgtype="m.notice", marker={"version": 1})
+                await intent.send(event.room_id, "m.room.message", content, f"no-{event.event_id}")
+            except HomeserverError as error:
+                if error.passing:
+                    raise
+                log.info("refusal not shown", extra={"action": "refusal_not_shown", "why": str(error)})
+            await self._told.tell(topic)
+        await intent.leave(event.room_id, reason)
+        log.info("invitation refused", extra={"action": "invite_refused", "who": grant.mxid, "why": str(grant)})
+
+    async def _enter(self, fence: Fence, room_id: RoomID, mxid: MXID, invite: EventID | None) -> None:
+        """Right after a join: learn the room's state, and read what was said since the invitation."""
+        intent = await self._intent(mxid)
+        if intent is None:
+            return
+        state = await intent.state(room_id)
+        back = await read_back(intent, self._inbox, room_id, invite, self._limit)
+
+        async def work(conn: Connection) -> None:
+            await self._rooms.snapshot(conn, room_id, state)
+            await self._rooms.set_membership(conn, room_id, mxid, "join")
+            await self._inbox.insert_caught_up(conn, room_id, back.arrivals)
+            if _is_encrypted(state):
+                await self._say_encrypted(conn, room_id, mxid)
+
+        await self._lanes.write(fence, work)
+        self._lanes.wake(f"send:{room_id}")
+
+    async def _say_encrypted(self, conn: Connection, room_id: RoomID, mxid: MXID) -> None:
+        if await self._told.first_time(conn, f"{room_id}|encrypted"):
+            source = f"encrypted|{room_id}"
+            out = notice(Voice(mxid, room_id), errors.ENCRYPTED, ReplyTarget(), source=source, kind="encrypted")
+            await self._outbox.add(conn, out)
+
+    async def close_gap(self, fence: Fence, room_id: RoomID) -> None:
+        """Events may have been missed here: read back to the last one handled.
+
+        Raises:
+            HomeserverError: not now.
+        """
+        room = await self._rooms.info(room_id)
+        ours = [member.mxid for member in room.joined if self._directory.is_ours(member.mxid)]
+        arrivals: tuple[Any, ...] = ()
+        if ours:
+            intent = await self._intent(ours[0])
+            try:
+                if intent is not None:
+                    arrivals = (await read_back(intent, self._inbox, room_id, None, self._limit)).arrivals
+            except HomeserverError as error:
+                if error.passing:
+                    raise
+                log.info("gap not closed", extra={"action": "gap_unreadable", "room": room_id, "why": str(error)})
+
+        async def work(conn: Connection) -> int:
+            await self._rooms.mark_gap(conn, room_id, False)
+            return await self._inbox.insert_caught_up(conn, room_id, arrivals)
+
+        if missed := await self._lanes.write(fence, work):
+            log.warning("caught up", extra={"action": "caught_up", "room": room_id, "events": missed})
+
+
+def _is_encrypted(state: list[dict[str, Any]]) -> bool:
+    return any(
+        event.get("type") == "m.room.encryption" and isinstance(event.get("content"), Mapping) for event in state
+    )

@@ -1,0 +1,395 @@
+"""One turn in the hands of its lane: handing messages over, following the run, and what comes of it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+
+from .. import errors
+from ..db.database import Connection
+from ..db.outbox import Outgoing
+from ..db.turns import TurnMessage, TurnRow
+from ..errors import Fate
+from ..ids import MAIN_CONVERSATION, MXID, PREFIX, ConversationID, EventID, Otid, RoomID, RunID, make_otid
+from ..letta.backend import Finished, Live, NotDelivered, Prompt, RunFailed, RunStarted, TurnEvent, Unknown
+from ..letta.errors import Delivery, Kind, LettaError
+from .context import TurnContext
+from .lanes import Fence
+from .reader import StreamReader
+from .replies import Replies
+from .speech import Renderer, Speech, whole
+
+log = logging.getLogger(__name__)
+
+_UNKNOWN_PAUSE = 5.0
+_OPENING_CONFIRM = 30.0
+_WAITS = {Kind.BUSY: 2.0, Kind.APPROVAL: 15.0, Kind.BAD_KEY: 30.0}
+_STOPPED_MARK = "\n\n*(stopped)*"
+
+
+class TurnRun:
+    """A turn that its lane works on. Every method that comes to an end returns a pause: seconds until the lane is to
+    come back to this turn, or None when it can go on with whatever is its head now.
+
+    ``stop`` is set when somebody wants the turn to end.
+    """
+
+    def __init__(self, context: TurnContext, fence: Fence, turn: TurnRow, puppet: MXID) -> None:
+        self._c = context
+        self._fence = fence
+        self._turn = turn
+        self._puppet = puppet
+        self._told_waiting = bool(turn.wait_reason)
+        self.stop = asyncio.Event()
+        if turn.stop_by:
+            self.stop.set()
+
+    async def start(self) -> float | None:
+        """``queued``: hand the messages over and follow the run."""
+        turn = self._turn
+        if self.stop.is_set():
+            return await self._close_stopped(None, [])
+        try:
+            conversation = await self._conversation()
+        except LettaError as error:
+            return await self._failed(error)
+
+        def otid(event_id: EventID, attempt: int) -> Otid:
+            return make_otid(turn.agent_id, conversation, event_id, attempt)
+
+        messages = await self._c.lanes.write(
+            self._fence, lambda conn: self._c.turns.begin(conn, turn.turn_id, conversation, otid)
+        )
+        if not messages:  # stopped or withdrawn at the last moment
+            await self._close("cancelled", "withdrawn")
+            return None
+        await self._reread()
+        prompts = [Prompt(message.otid, message.text) for message in messages]
+        stream = self._c.backend.send(turn.agent_id, conversation, prompts, deadline=self._c.settings.timeout)
+        return await self._follow(stream, messages)
+
+    async def _conversation(self) -> ConversationID:
+        """The conversation of the room with the agent, knowing the agent's present memory."""
+        turn = self._turn
+        agent = await self._c.agents.get(turn.agent_id)
+        if agent is not None and agent.portal_room == turn.room_id:
+            return MAIN_CONVERSATION
+        known = await self._c.conversations.get(turn.agent_id, turn.room_id)
+        if known is None:
+            label = f"{PREFIX} {turn.room_id}"
+            known = (await self._c.backend.open_conversation(turn.agent_id, label), "")
+        conversation, memory = known
+        fresh = await self._c.backend.refresh_memory(turn.agent_id, conversation, memory)
+        if fresh != memory or not memory:
+            await self._c.lanes.write(
+                self._fence,
+                lambda conn: self._c.conversations.set(conn, turn.agent_id, turn.room_id, conversation, fresh),
+            )
+        return conversation
+
+    # -- a run that was left behind
+
+    async def recover(self) -> float | None:
+        """``running`` without us (a crash, a take-over, a broken stream): find out what became of it, never guess."""
+        turn = self._turn
+        messages = await self._c.turns.messages(turn.turn_id)
+        try:
+            outcome = await self._find(RunID(turn.run_id) if turn.run_id else None, messages)
+            if isinstance(outcome, Live) and self._c.outage.began_before(turn.running_for):
+                # Letta went away since the run began, so nobody works on it any more: it would stay "running" for ever
+                await self._c.backend.cancel(turn.agent_id, outcome.run_id)
+                outcome = await self._find(outcome.run_id, messages)
+        except LettaError as error:
+            return await self._cannot_ask(error)
+        extra = {"action": "turn_found", "turn": turn.turn_id, "outcome": type(outcome).__name__}
+        log.info("turn looked up", extra=extra)
+        match outcome:
+            case Finished():
+                await self._finish(whole(outcome.events), self._replies(messages))
+                self._c.presence.read(self._puppet, turn.room_id, messages[-1].event_id)
+                return None
+            case Live():
+                return await self._rejoin(outcome.run_id, messages)
+            case NotDelivered():
+                return await self._requeue(0.0, turn.wait_reason, failed=False)
+            case RunFailed():
+                return await self._run_failed(outcome)
+            case Unknown():
+                return await self._unknown(outcome)
+
+    async def _find(
+        self, run_id: RunID | None, messages: Sequence[TurnMessage]
+    ) -> Finished | Live | NotDelivered | RunFailed | Unknown:
+        return await self._c.backend.find(
+            self._turn.agent_id,
+            ConversationID(self._turn.conversation_id),
+            run_id=run_id,
+            otids=[message.otid for message in messages],
+            settle=self._c.settings.settle,
+        )
+
+    async def _rejoin(self, run_id: RunID, messages: list[TurnMessage]) -> float | None:
+        turn = self._turn
+        left = max(1.0, self._c.settings.timeout - turn.running_for)
+        conversation = ConversationID(turn.conversation_id)
+        stream = self._c.backend.resume(turn.agent_id, conversation, run_id, deadline=left)
+        return await self._follow(stream, messages)
+
+    async def _run_failed(self, outcome: RunFailed) -> float | None:
+        if not outcome.cancelled:
+            return await self._failed(LettaError(outcome.kind, outcome.detail, run_id=outcome.run_id))
+        if self.stop.is_set():
+            return await self._close_stopped(None, [])
+        # cancelled by an admin, or by us because it was dead: Letta has forgotten the messages
+        return await self._requeue(0.0, self._turn.wait_reason, failed=True)
+
+    async def _unknown(self, outcome: Unknown) -> float | None:
+        settings = self._c.settings
+        if self._turn.running_for < settings.timeout + 2 * settings.settle:
+            return _UNKNOWN_PAUSE
+        extra = {"action": "turn_uncertain", "turn": self._turn.turn_id, "why": outcome.detail}
+        log.error("outcome of a turn stays unknown", extra=extra)
+        await self._tell_and_close(errors.MAY_NOT_HAVE_BEEN_DELIVERED, "uncertain", outcome.detail)
+        return None
+
+    # -- following a run
+
+    async def _follow(self, stream: AsyncIterator[TurnEvent], messages: list[TurnMessage]) -> float | None:
+        settings = self._c.settings
+        renderer = Renderer(settings.first_event_s, settings.max_edits)
+        replies = self._replies(messages)
+        try:
+            async with aclosing(StreamReader(stream)) as reader:
+                await self._listen(reader, renderer, replies)
+        except LettaError as error:
+            return await self._broken(error, renderer, replies)
+        finally:
+            self._c.presence.stop_typing(self._puppet, self._turn.room_id)
+        if renderer.ended is None or (self.stop.is_set() and renderer.ended.stop_reason == "cancelled"):
+            return await self._close_stopped(replies, renderer.speeches)
+        await self._finish(renderer, replies)
+        return None
+
+    async def _listen(self, reader: StreamReader, renderer: Renderer, replies: Replies) -> None:
+        """Take in the stream and show what is due, until the run ends or is stopped."""
+        stopping = asyncio.create_task(self.stop.wait())
+        try:
+            while True:
+                watched = None if self.stop.is_set() else stopping
+                arrived = await reader.wait(self._patience(renderer), watched)
+                if self.stop.is_set() and self._turn.run_id:
+                    await self._cancel_run()
+                    return
+                if not arrived:
+                    if not self.stop.is_set():  # a run that has no name yet is cancelled once it has one
+                        await self._show(renderer, replies)
+                    continue
+                event = reader.take()
+                if event is None:
+                    return
+                if isinstance(event, RunStarted):
+                    renderer.accepted(time.monotonic())
+                    await self._accepted(event.run_id, replies)
+                elif (completed := renderer.feed(event)) and renderer.ended is None:
+                    await self._add(await self._final(replies, completed))
+        finally:
+            stopping.cancel()
+
+    def _patience(self, renderer: Renderer) -> float | None:
+        waits = [self._c.presence.due(self._puppet, self._turn.room_id)]
+        if self._c.settings.stream:
+            waits.append(renderer.due(time.monotonic()))
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    async def _accepted(self, run_id: RunID, replies: Replies) -> None:
+        turn = self._turn
+        self._c.outage.over(turn.agent_id)
+
+        async def work(conn: Connection) -> list[RoomID]:
+            await self._c.turns.accepted(conn, turn.turn_id, run_id)
+            return await self._c.troubles.over(conn, turn, self._puppet) if self._told_waiting else []
+
+        for room_id in await self._c.lanes.write(self._fence, work):
+            self._c.lanes.wake(f"send:{room_id}")
+        self._told_waiting = False
+        await self._reread()
+        self._c.presence.read(self._puppet, turn.room_id, replies.last_event)
+        self._c.presence.expect_typing(self._puppet, turn.room_id)
+
+    async def _show(self, renderer: Renderer, replies: Replies) -> None:
+        """Something is due: the typing notice, the first event of a live message, or its next edit."""
+        self._c.presence.refresh(self._puppet, self._turn.room_id)
+        speech = renderer.live
+        if not self._c.settings.stream or speech is None or renderer.due(time.monotonic()) != 0.0:
+            return
+        text = speech.text
+        if not speech.shown_txn:
+            opening = replies.opening(speech)
+            await self._add([opening])
+            await self._c.sender.confirmed(opening.txn_id, _OPENING_CONFIRM)
+            renderer.first_shown(speech, opening.txn_id, text, time.monotonic())
+            return
+        event_id = await self._c.outbox.event_of(speech.shown_txn)
+        if event_id is not None:
+            edit = replies.live_edit(speech, text)
+            content = {**edit.content, "m.relates_to": {"rel_type": "m.replace", "event_id": event_id}}
+            await self._c.sender.edit_now(self._puppet, self._turn.room_id, content, edit.txn_id)
+        renderer.edited(speech, text, time.monotonic())
+
+    async def _cancel_run(self) -> None:
+        try:
+            await self._c.backend.cancel(self._turn.agent_id, RunID(self._turn.run_id))
+        except LettaError as error:
+            log.warning("run not cancelled", extra={"action": "cancel_failed", "why": str(error)})
+
+    # -- the end of a run
+
+    def _replies(self, messages: Sequence[TurnMessage]) -> Replies:
+        answers = [message.event_id for message in messages]
+        senders = [message.sender for message in messages]
+        return Replies(self._turn, self._puppet, answers, senders, self._c.settings.part_bytes)
+
+    async def _finish(self, renderer: Renderer, replies: Replies) -> None:
+        turn = self._turn
+        rows: list[Outgoing] = []
+        for speech in renderer.speeches:
+            rows += await self._final(replies, speech)
+        rows += replies.closing(renderer)
+
+        async def work(conn: Connection) -> list[RoomID]:
+            rooms = await self._c.troubles.over(conn, turn, self._puppet) if self._told_waiting else []
+            if await self._c.turns.replying(conn, turn.turn_id):
+                for row in rows:
+                    await self._c.outbox.add(conn, row)
+                await self._c.turns.close_delivered(conn, turn.turn_id)
+            for room_id in [*rooms, turn.room_id]:
+                await self._c.lanes.announce(conn, f"send:{room_id}")
+            return rooms
+
+        for room_id in [*await self._c.lanes.write(self._fence, work), turn.room_id]:
+            self._c.lanes.wake(f"send:{room_id}")
+
+    async def _final(self, replies: Replies, speech: Speech, suffix: str = "") -> list[Outgoing]:
+        """The final of a message; what an earlier attempt or owner showed of it is edited."""
+        opened = bool(speech.shown_txn)
+        if not opened:
+            shown = await self._c.outbox.content_of(replies.first_txn(speech))
+            if shown is not None:
+                rows = replies.final(speech, suffix, opened=False)
+                opened = bool(rows) and shown.get("body") != rows[0].content.get("body")
+        return replies.final(speech, suffix, opened=opened)
+
+    async def _add(self, rows: Sequence[Outgoing]) -> None:
+        async def work(conn: Connection) -> None:
+            for row in rows:
+                await self._c.outbox.add(conn, row)
+            await self._c.lanes.announce(conn, f"send:{self._turn.room_id}")
+
+        if rows:
+            await self._c.lanes.write(self._fence, work)
+            self._c.lanes.wake(f"send:{self._turn.room_id}")
+
+    async def _close(self, state: str, why: str, rows: Sequence[Outgoing] = ()) -> None:
+        async def work(conn: Connection) -> None:
+            if await self._c.turns.close(conn, self._turn.turn_id, state, why):
+                for row in rows:
+                    await self._c.outbox.add(conn, row)
+                await self._c.lanes.announce(conn, f"send:{self._turn.room_id}")
+
+        await self._c.lanes.write(self._fence, work)
+        self._c.lanes.wake(f"send:{self._turn.room_id}")
+
+    async def _close_stopped(self, replies: Replies | None, speeches: Sequence[Speech]) -> float | None:
+        """Stopped: what was shown of the answer is closed with a mark; nothing more is said of it here."""
+        rows: list[Outgoing] = []
+        for speech in speeches:
+            if replies is not None and speech.shown_txn:
+                rows += await self._final(replies, speech, "" if speech.complete else _STOPPED_MARK)
+        await self._reread()
+        await self._close("cancelled", f"stopped by {self._turn.stop_by or 'Letta'}", rows)
+        return None
+
+    # -- trouble
+
+    async def _broken(self, error: LettaError, renderer: Renderer, replies: Replies) -> float | None:
+        """The call failed: what is unknown is looked up, what is known is acted upon."""
+        if error.kind is Kind.TIMEOUT:
+            await self._cancel_run()
+            rows = [row for speech in renderer.speeches for row in await self._final(replies, speech)]
+            await self._add(rows)
+            return await self._give_up(Kind.TIMEOUT)
+        if error.delivery is Delivery.NO:
+            return await self._failed(error)
+        if self.stop.is_set():
+            await self._cancel_run()
+            return await self._close_stopped(replies, renderer.speeches)
+        extra = {"action": "turn_interrupted", "turn": self._turn.turn_id, "why": str(error)}
+        log.warning("turn interrupted", extra=extra)
+        await self._reread()
+        return await self.recover()
+
+    async def _failed(self, error: LettaError) -> float | None:
+        """Proven not delivered: wait, try again, or give up, as the table of sentences says."""
+        turn, fate = self._turn, errors.TROUBLES[error.kind].fate
+        extra = {"action": "turn_failed", "turn": turn.turn_id, "fate": fate.value, "why": str(error)}
+        log.warning("turn failed", extra=extra)
+        if self.stop.is_set():
+            return await self._close_stopped(None, [])
+        if fate is Fate.WAIT:
+            return await self._wait(error)
+        if error.kind is Kind.CONVERSATION_GONE:
+            await self._c.lanes.write(
+                self._fence, lambda conn: self._c.conversations.forget(conn, turn.agent_id, turn.room_id)
+            )
+        if fate is Fate.RETRY and turn.failures + 1 < self._c.settings.attempts:
+            delay = error.retry_after or min(60.0, 0.5 * 2**turn.failures)
+            return await self._requeue(delay, turn.wait_reason, failed=True)
+        return await self._give_up(error.kind, error.detail)
+
+    async def _wait(self, error: LettaError) -> float | None:
+        agent_id = self._turn.agent_id
+        if error.kind is Kind.UNREACHABLE:
+            self._c.outage.seen()
+        delay = error.retry_after or _WAITS.get(error.kind) or self._c.outage.pause(agent_id)
+        await self._requeue(delay, error.kind.value, failed=False)
+        await self._c.troubles.tell_waiting(self._fence, agent_id, error.kind)
+        return None  # the lane sees the time of the next try in the row
+
+    async def _cannot_ask(self, error: LettaError) -> float | None:
+        """Letta cannot say what became of the turn: it stays ``running`` and is asked about again."""
+        turn, kind = self._turn, error.kind
+        if kind in (Kind.AGENT_GONE, Kind.CONVERSATION_GONE):
+            return await self._give_up(kind, error.detail)
+        if kind is Kind.UNREACHABLE:
+            self._c.outage.seen()
+        if errors.TROUBLES[kind].fate is Fate.WAIT:
+            await self._c.lanes.write(self._fence, lambda conn: self._c.turns.note_wait(conn, turn.turn_id, kind.value))
+            await self._c.troubles.tell_waiting(self._fence, turn.agent_id, kind)
+        return self._c.outage.pause(turn.agent_id)
+
+    async def _requeue(self, delay: float, reason: str, *, failed: bool) -> float | None:
+        """Back to the queue, as its head; the row says when it is tried again."""
+        turn_id = self._turn.turn_id
+        await self._c.lanes.write(
+            self._fence,
+            lambda conn: self._c.turns.requeue(conn, turn_id, delay=delay, reason=reason, failed=failed),
+        )
+        return None
+
+    async def _give_up(self, kind: Kind, detail: str = "") -> float | None:
+        minutes = max(1, round(self._c.settings.timeout / 60))
+        words = f"{minutes} minutes" if minutes > 1 else "a minute"
+        sentence = errors.TROUBLES[kind].sentence.format(minutes=words)
+        await self._tell_and_close(sentence, kind.value, detail or kind.value)
+        return None
+
+    async def _tell_and_close(self, sentence: str, kind: str, detail: str) -> None:
+        messages = await self._c.turns.messages(self._turn.turn_id)
+        rows = [self._replies(messages).about(kind, sentence)] if messages else []
+        await self._close("dead", detail, rows)
+
+    async def _reread(self) -> None:
+        turn = await self._c.turns.get(self._turn.turn_id)
+        assert turn is not None
+        self._turn = turn

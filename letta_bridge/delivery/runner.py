@@ -1,0 +1,118 @@
+"""The second stage: each agent's turns, one at a time, from the queue to the outbox."""
+
+import asyncio
+import contextlib
+import logging
+
+from ..db.database import Connection
+from ..db.turns import StopRequest, TurnRow
+from ..errors import STOP_NOTHING
+from ..ids import MAIN_CONVERSATION, MXID, AgentID, ConversationID, RoomID, TurnID
+from ..letta.errors import Kind, LettaError
+from .context import TurnContext
+from .lanes import Fence
+from .outgoing import ReplyTarget, Voice, notice
+from .run import TurnRun
+
+log = logging.getLogger(__name__)
+
+
+class Runner:
+    """Handler of ``agent:`` lanes."""
+
+    def __init__(self, context: TurnContext) -> None:
+        self._c = context
+        self._stops: dict[TurnID, asyncio.Event] = {}
+        context.lanes.on_signal("stop", self._stop_signal)
+
+    def _stop_signal(self, text: str) -> None:
+        event = self._stops.get(TurnID(int(text))) if text.isdecimal() else None
+        if event is not None:
+            event.set()
+
+    async def handle(self, fence: Fence) -> float | None:
+        """Work through the agent's turns until there is nothing to do now."""
+        agent_id = AgentID(fence.lane.partition(":")[2])
+        while True:
+            for stop in await self._c.turns.stops(agent_id):
+                await self._serve_stop(fence, stop)
+            turn = await self._c.turns.head(fence.lane)
+            if turn is None:
+                return None
+            if turn.wait > 0:
+                await self._explain_wait(fence, turn)
+                return turn.wait
+            agent = await self._c.agents.get(agent_id)
+            if agent is None:
+                await self._drop(fence, turn)
+                continue
+            pause = await self._turn(fence, turn, agent.mxid)
+            if pause is not None:
+                return pause
+
+    async def _turn(self, fence: Fence, turn: TurnRow, puppet: MXID) -> float | None:
+        """Start a queued turn, or find out what became of one that was running when its owner went away."""
+        run = TurnRun(self._c, fence, turn, puppet)
+        self._stops[turn.turn_id] = run.stop
+        try:
+            return await (run.start() if turn.state == "queued" else run.recover())
+        finally:
+            del self._stops[turn.turn_id]
+
+    async def _drop(self, fence: Fence, turn: TurnRow) -> None:
+        log.error("turn of an unknown agent", extra={"action": "turn_orphan", "turn": turn.turn_id})
+        await self._c.lanes.write(
+            fence, lambda conn: self._c.turns.close(conn, turn.turn_id, "dead", "the agent is not known any more")
+        )
+
+    async def _explain_wait(self, fence: Fence, turn: TurnRow) -> None:
+        """Somebody wrote while the lane waits: they are told why, too."""
+        with contextlib.suppress(ValueError):
+            await self._c.troubles.tell_waiting(fence, turn.agent_id, Kind(turn.wait_reason))
+
+    # -- stops
+
+    async def _serve_stop(self, fence: Fence, stop: StopRequest) -> None:
+        """The runs are stopped already; what can still hold the agent is an approval that nobody gives."""
+        denied = False
+        agent = await self._c.agents.get(stop.agent_id)
+        try:
+            conversation = await self._known_conversation(stop.agent_id, stop.room_id)
+            if conversation is not None:
+                reason = f"{stop.sender} said stop"
+                denied = await self._c.backend.deny_approval(stop.agent_id, conversation, reason)
+        except LettaError as error:
+            log.warning("approval not denied", extra={"action": "deny_failed", "why": str(error)})
+
+        async def work(conn: Connection) -> None:
+            await self._c.turns.stop_served(conn, stop)
+            if agent is not None and (denied or not stop.quiet):
+                voice = Voice(agent.mxid, stop.room_id, stop.agent_id)
+                target = ReplyTarget(stop.thread_root, stop.event_id if stop.thread_root else "")
+                source = f"{stop.event_id}|{stop.agent_id}"
+                out = notice(voice, _sentence(stop, denied), target, source=source, kind="stop")
+                await self._c.outbox.add(conn, out)
+            if denied:  # what waits behind the approval can go on at once
+                await self._c.turns.end_wait(conn, stop.agent_id)
+            await self._c.lanes.announce(conn, f"send:{stop.room_id}")
+
+        await self._c.lanes.write(fence, work)
+        self._c.lanes.wake(f"send:{stop.room_id}")
+
+    async def _known_conversation(self, agent_id: AgentID, room_id: RoomID) -> ConversationID | None:
+        agent = await self._c.agents.get(agent_id)
+        if agent is not None and agent.portal_room == room_id:
+            return MAIN_CONVERSATION
+        known = await self._c.conversations.get(agent_id, room_id)
+        return None if known is None else known[0]
+
+
+def _sentence(stop: StopRequest, denied: bool) -> str:
+    parts = []
+    if stop.stopped:
+        parts.append("what I was doing was cancelled")
+    if denied:
+        parts.append("the tool call that waited for approval was denied")
+    if stop.withdrawn:
+        parts.append("what waited for me was withdrawn")
+    return f"Stopped: {', '.join(parts)}." if parts else STOP_NOTHING

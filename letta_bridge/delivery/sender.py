@@ -1,0 +1,200 @@
+"""The outbox at work: one lane per room sends what waits, in order, each under its own transaction id.
+
+Nothing is taken out before the homeserver confirmed it. A repeated send is absorbed by the homeserver as long as it
+remembers the transaction id; what is older than that memory is looked for in the room before it is sent again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from .. import errors
+from ..db.agents import Agents
+from ..db.database import Connection
+from ..db.outbox import Outbox, OutboxRow
+from ..db.turns import Turns
+from ..ids import MXID, EventID, RoomID
+from ..matrix.homeserver import Homeserver, HomeserverError, Intent
+from ..mirror.bot import DEVICE_NAME
+from .lanes import Fence, Lanes
+from .outgoing import CONTENT_KEY, ReplyTarget, Voice, notice
+
+log = logging.getLogger(__name__)
+
+_MEMORY_WITH_DEVICE = 20 * 3600.0
+"""Synapse keeps transaction ids of devices about 24 hours."""
+_MEMORY_WITHOUT_DEVICE = 25 * 60.0
+"""Without a device it keeps them 30 to 60 minutes, in memory."""
+_LONGEST_BACK_OFF = 60.0
+_LOOK_PAGES = 10
+_CONFIRM_POLL = 1.0
+
+
+class Sender:
+    """Handler of ``send:`` lanes, and the pacing of live edits."""
+
+    def __init__(
+        self, homeserver: Homeserver, outbox: Outbox, turns: Turns, agents: Agents, lanes: Lanes, bot: MXID
+    ) -> None:
+        self._homeserver = homeserver
+        self._outbox = outbox
+        self._turns = turns
+        self._agents = agents
+        self._lanes = lanes
+        self._bot = bot
+        self._waiting: dict[str, asyncio.Future[EventID | None]] = {}
+        self._no_edits_before: dict[tuple[MXID, RoomID], float] = {}
+
+    async def handle(self, fence: Fence) -> float | None:
+        """Send all that can be sent now from the room of the lane."""
+        room_id = RoomID(fence.lane.partition(":")[2])
+        while (row := await self._outbox.head(room_id)) is not None:
+            if row.wait > 0:
+                return row.wait
+            await self._send(fence, row)
+        return None
+
+    async def confirmed(self, txn_id: str, timeout: float) -> EventID | None:
+        """Wait until an event of the outbox is confirmed; its id, or None after ``timeout`` seconds or if it died."""
+        future = self._waiting.setdefault(txn_id, asyncio.get_running_loop().create_future())
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    state = await self._outbox.state_of(txn_id)
+                    if state != "pending":
+                        return await self._outbox.event_of(txn_id)
+                    # another replica may be sending it: do not rely on our own signal alone
+                    await asyncio.wait({future}, timeout=_CONFIRM_POLL)
+                    if future.done():
+                        return future.result()
+        except TimeoutError:
+            return None
+        finally:
+            self._waiting.pop(txn_id, None)
+
+    async def edit_now(self, sender: MXID, room_id: RoomID, content: Mapping[str, Any], txn_id: str) -> bool:
+        """Try a live edit once; it is shed when the homeserver is slow, limits us, or fails. Finals never are."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._no_edits_before.get((sender, room_id), 0.0):
+            return False
+        try:
+            async with asyncio.timeout(10):
+                await (await self._intent(sender)).send(room_id, "m.room.message", content, txn_id)
+        except (HomeserverError, TimeoutError) as error:
+            pause = getattr(error, "retry_after", None) or 3.0
+            self._no_edits_before[(sender, room_id)] = loop.time() + pause
+            log.debug("live edit shed", extra={"action": "edit_shed", "room": room_id, "why": str(error)})
+            return False
+        return True
+
+    # -- one event
+
+    async def _intent(self, sender: MXID) -> Intent:
+        if sender == self._bot:
+            return self._homeserver.bot
+        agent = await self._agents.by_mxid(sender)
+        return self._homeserver.intent(sender, agent.device_id if agent and agent.device_made else None)
+
+    async def _send(self, fence: Fence, row: OutboxRow) -> None:
+        content = dict(row.content)
+        if row.edits:
+            target = await self._outbox.event_of(row.edits)
+            if target is None:
+                await self._bury(fence, row, "the event that it edits was never sent")
+                return
+            content["m.relates_to"] = {"rel_type": "m.replace", "event_id": target}
+        intent = await self._intent(row.sender)
+        try:
+            event_id = await self._found(intent, row) or await intent.send(row.room_id, row.type, content, row.txn_id)
+        except HomeserverError as error:
+            await self._failed(fence, row, intent, error)
+            return
+
+        async def work(conn: Connection) -> None:
+            await self._outbox.sent(conn, row.seq, event_id)
+            if row.turn_id is not None:
+                await self._turns.close_delivered(conn, row.turn_id)
+
+        await self._lanes.write(fence, work)
+        self._resolve(row.txn_id, event_id)
+
+    async def _found(self, intent: Intent, row: OutboxRow) -> EventID | None:
+        """Older than the homeserver's memory of transaction ids: look whether an earlier try arrived."""
+        if row.age < (_MEMORY_WITH_DEVICE if intent.has_device else _MEMORY_WITHOUT_DEVICE):
+            return None
+        start: str | None = None
+        for _ in range(_LOOK_PAGES):
+            page = await intent.messages_back(row.room_id, start, 100)
+            for event in page.get("chunk") or ():
+                content = event.get("content") if isinstance(event, Mapping) else None
+                marker = content.get(CONTENT_KEY) if isinstance(content, Mapping) else None
+                if (
+                    isinstance(marker, Mapping)
+                    and marker.get("txn") == row.txn_id
+                    and event.get("sender") == row.sender
+                ):
+                    return EventID(str(event.get("event_id")))
+            start = page.get("end")
+            if not isinstance(start, str):
+                break
+        return None
+
+    async def _failed(self, fence: Fence, row: OutboxRow, intent: Intent, error: HomeserverError) -> None:
+        if error.unknown_device and row.attempts < 3:
+            await self._renew_device(row.sender, intent)
+            delay = 0.1
+        elif error.passing:
+            if row.attempts == 0:
+                log.warning(
+                    "homeserver does not take an event, trying on",
+                    extra={"action": "send_retry", "room": row.room_id, "why": str(error)},
+                )
+            delay = error.retry_after or min(_LONGEST_BACK_OFF, 0.5 * 2 ** min(row.attempts, 10))
+        elif error.forbidden and row.attempts == 0:
+            await self._rejoin(intent, row.room_id)
+            delay = 0.0
+        else:
+            await self._bury(fence, row, str(error), forbidden=error.forbidden)
+            return
+        await self._lanes.write(fence, lambda conn: self._outbox.postpone(conn, row.seq, delay, str(error)))
+
+    async def _renew_device(self, sender: MXID, intent: Intent) -> None:
+        """The homeserver lost the device (somebody deleted it): make it again, else send without."""
+        agent = await self._agents.by_mxid(sender)
+        intent.forget_device()
+        try:
+            if agent is not None:
+                await intent.make_device(agent.device_id, DEVICE_NAME)
+        except HomeserverError as error:
+            if agent is not None:
+                await self._agents.update(agent.agent_id, device_made=False)
+            log.warning("device not made", extra={"action": "device_failed", "user": sender, "why": str(error)})
+
+    async def _rejoin(self, intent: Intent, room_id: RoomID) -> None:
+        """Refused by the room: if somebody invited us back, one join repairs it."""
+        try:
+            await intent.join(room_id)
+        except HomeserverError as error:
+            log.info("not in the room any more", extra={"action": "rejoin", "room": room_id, "why": str(error)})
+
+    async def _bury(self, fence: Fence, row: OutboxRow, why: str, *, forbidden: bool = False) -> None:
+        log.error("event cannot be sent", extra={"action": "dead_letter", "room": row.room_id, "why": why})
+        is_answer = row.content.get("msgtype") != "m.notice"
+
+        async def work(conn: Connection) -> None:
+            await self._outbox.bury(conn, row.seq, why)
+            if is_answer and not forbidden:
+                voice = Voice(row.sender, row.room_id)
+                out = notice(voice, errors.NOT_SHOWN, ReplyTarget(), source=row.txn_id, kind="dead")
+                await self._outbox.add(conn, out)
+            if row.turn_id is not None:
+                await self._turns.close_delivered(conn, row.turn_id)
+
+        await self._lanes.write(fence, work)
+        self._resolve(row.txn_id, None)
+
+    def _resolve(self, txn_id: str, event_id: EventID | None) -> None:
+        future = self._waiting.get(txn_id)
+        if future is not None and not future.done():
+            future.set_result(event_id)

@@ -1,0 +1,128 @@
+"""Every sentence about trouble that a person can meet, declared once: what it says and what becomes of the message.
+
+"was not delivered" and "may not have been delivered" are different sentences; which one is said is decided by what is
+known, never by what is likely.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from .letta.errors import Kind
+
+
+class Fate(Enum):
+    """What the bridge does with a message after a failure."""
+
+    WAIT = "wait"  # kept and tried again for as long as it takes; the other side is down or busy
+    RETRY = "retry"  # tried again a few times, then given up
+    GIVE_UP = "give_up"  # not delivered, and trying again would not help
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A failure as the sender learns of it. Sentences speak in the agent's voice; ``{minutes}`` may be filled in."""
+
+    fate: Fate
+    sentence: str
+    recovery: str = ""
+    """Said once when the wait is over; empty where the answer itself is enough."""
+
+
+TROUBLES: dict[Kind, Trouble] = {
+    Kind.UNREACHABLE: Trouble(
+        Fate.WAIT,
+        "I cannot reach Letta right now. Your message is kept, and I will answer as soon as Letta is back.",
+        "Letta is back; I am answering now.",
+    ),
+    Kind.BAD_KEY: Trouble(
+        Fate.WAIT,
+        "Letta does not accept the bridge's key, so I cannot work. Your message is kept; an administrator of the "
+        "bridge has to correct the key.",
+        "Letta accepts the bridge's key again; I am answering now.",
+    ),
+    Kind.BUSY: Trouble(
+        Fate.WAIT,
+        "I am busy with something that did not come from Matrix. Your message waits for its turn.",
+    ),
+    Kind.APPROVAL: Trouble(
+        Fate.WAIT,
+        "I am waiting for somebody to approve a tool call and cannot take your message before that. It is kept. "
+        "Say !stop to deny the call and drop the message.",
+    ),
+    Kind.MODEL: Trouble(
+        Fate.RETRY,
+        "The model behind me failed several times. Your message was not answered; please send it again later.",
+    ),
+    Kind.MODEL_REFUSED: Trouble(
+        Fate.GIVE_UP,
+        "The provider of my model refused the request (its key, its quota, or the request itself). Your message was "
+        "not answered; an administrator of Letta can find the reason there.",
+    ),
+    Kind.CONTEXT_FULL: Trouble(
+        Fate.GIVE_UP,
+        "My conversation no longer fits into the model's context. Your message was not answered; a shorter message "
+        "may work, or an administrator has to compact the conversation in Letta.",
+    ),
+    Kind.AGENT_GONE: Trouble(
+        Fate.GIVE_UP,
+        "This agent does not exist in Letta any more. Your message was not delivered.",
+    ),
+    Kind.CONVERSATION_GONE: Trouble(
+        Fate.RETRY,
+        "The conversation of this room disappeared in Letta, and I could not open another. Your message was not "
+        "delivered.",
+    ),
+    Kind.REJECTED: Trouble(
+        Fate.GIVE_UP,
+        "Letta refused your message. It was not delivered.",
+    ),
+    Kind.TIMEOUT: Trouble(
+        Fate.GIVE_UP,
+        "I did not finish within {minutes} and was stopped. What you see of the answer is all there is.",
+    ),
+    Kind.INTERRUPTED: Trouble(
+        Fate.RETRY,
+        "The connection to Letta broke several times while I was answering. Your message was not answered.",
+    ),
+    Kind.INTERNAL: Trouble(
+        Fate.RETRY,
+        "Something unexpected failed in Letta. Your message was not answered; please send it again later.",
+    ),
+}
+
+MAY_NOT_HAVE_BEEN_DELIVERED = (
+    "Your message may not have been delivered: Letta failed at the wrong moment and cannot say whether it has it. "
+    "It is not sent again by itself, so that nothing happens twice. If it matters, please send it again."
+)
+ASKS_APPROVAL = (
+    "I want to use the tool “{tool}”, and that needs an approval, which cannot be given from Matrix yet. "
+    "Say !stop to deny it, or decide in Letta."
+)
+SAID_NOTHING = "(I finished without saying anything.)"
+STOPPED_EARLY = "(My answer ended early: {reason}.)"
+
+MAY_NOT_TALK = (
+    "You are not allowed to talk to this agent. Your message was not delivered. An administrator of the bridge can "
+    "allow {who} in its configuration (permissions)."
+)
+MAY_NOT_INVITE = (
+    "You are not allowed to talk to the agents of this bridge, so I am leaving. An administrator of the bridge can "
+    "allow {who} in its configuration (permissions)."
+)
+MAY_NOT_STOP = "You are not allowed to stop this agent."
+NO_SUCH_AGENT = "There is no such agent on the connected Letta, so nobody would answer here."
+TOO_FAST = (
+    "You have sent more than {limit} messages within a minute. This one was not delivered; please send it again in a "
+    "moment."
+)
+AMBIGUOUS = "More than one member of this room is called {names}, so nobody was addressed. Please use a mention (pill)."
+UNSUPPORTED = "I cannot receive {things} yet. What you sent was not delivered to me."
+EDIT_TOO_LATE = "I have already read that message, and I cannot take edits of such messages yet. Please say it anew."
+ENCRYPTED = (
+    "I cannot read encrypted messages yet, so nothing that is said here reaches me. Please start a chat with me in a "
+    "room without encryption (when creating the room, switch “Enable end-to-end encryption” off), or write to me in "
+    "the “Letta Agents” space."
+)
+STOP_NOTHING = "There was nothing to stop."
+UNDISPATCHED = "Something went wrong inside the bridge, and this message could not be handled. It was not delivered."
+NOT_SHOWN = "I have answered, but the homeserver did not take my answer, so it cannot be shown here."

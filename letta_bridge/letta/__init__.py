@@ -1,0 +1,1 @@
+"""Letta behind one interface. Nothing in here knows of Matrix."""

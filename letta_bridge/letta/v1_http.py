@@ -1,0 +1,223 @@
+"""The requests of the V1 REST API that the bridge makes, through letta-client, with plain JSON as their answers.
+
+letta-client knows the paths and parameters; its models are not used: they take seconds for thousands of agents, in the
+event loop. Nothing here is ever retried: a repeated send is a second message to the agent.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Any, cast
+
+import httpx
+import letta_client
+from letta_client import AsyncLetta, DefaultAsyncHttpxClient
+
+from ..ids import MAIN_CONVERSATION, AgentID, ConversationID, LettaMessageID, Otid, RunID
+from .errors import Kind, LettaError
+from .v1_errors import from_exception
+from .v1_stream import Json, read_sse
+
+CONNECTIONS = 1000
+"""Streams that may be open at once; letta-client's own default of 100 would make the 101st turn wait unseen."""
+
+STREAM_SILENCE = 75.0
+"""Seconds without a byte after which a stream counts as broken. Letta pings every 20 s."""
+
+LONG_LIST = 120.0
+"""Seconds that Letta may take for the list of all agents (about 1.7 s per thousand were measured)."""
+
+# uvicorn closes idle connections after 5 s; one that is just being closed would swallow a send
+_IDLE = 3.0
+_THREAD_FROM = 200_000  # bytes of JSON above which parsing leaves the event loop
+_NO_KEY = "none"  # letta-client insists on a key; a Letta without a password takes any
+
+
+class V1Http:
+    """One Letta V1 server. Every method raises :class:`LettaError` (404: its subclass ``NotFound``)."""
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        *,
+        request_timeout: float,
+        connect_timeout: float,
+        http_client: httpx.AsyncClient | None = None,
+    ) -> None:
+        timeout = httpx.Timeout(request_timeout, connect=connect_timeout)
+        limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=20, keepalive_expiry=_IDLE)
+        self._key = api_key
+        self._stream_timeout = httpx.Timeout(
+            request_timeout, connect=connect_timeout, read=max(STREAM_SILENCE, request_timeout)
+        )
+        self._list_timeout = httpx.Timeout(max(LONG_LIST, request_timeout), connect=connect_timeout)
+        self._client = AsyncLetta(
+            api_key=api_key or _NO_KEY,
+            base_url=url,
+            timeout=timeout,
+            max_retries=0,
+            http_client=http_client or DefaultAsyncHttpxClient(timeout=timeout, limits=limits),
+        )
+        self._raw = self._client.with_raw_response
+
+    async def close(self) -> None:
+        """Close every connection, those of open streams included."""
+        await self._client.close()
+
+    async def health(self) -> Json:
+        """``{"version": …, "status": "ok"}``."""
+        return _object(await self._json(self._raw.health()))
+
+    async def agents(self, *, limit: int, after: str | None = None) -> list[Json]:
+        """One page of agents, oldest first, with tags and groups."""
+        call = self._raw.agents.list(
+            limit=limit,
+            order="asc",
+            after=after,
+            include=["agent.tags", "agent.managed_group"],
+            timeout=self._list_timeout,
+        )
+        return _rows(await self._json(call))
+
+    async def agent(self, agent_id: AgentID, *, pending_approval: bool = False) -> Json:
+        """One agent, with tags, or with what approval is pending in its main thread."""
+        if pending_approval:
+            return _object(await self._json(self._raw.agents.retrieve(agent_id, include=["agent.pending_approval"])))
+        return _object(
+            await self._json(self._raw.agents.retrieve(agent_id, include=["agent.tags", "agent.managed_group"]))
+        )
+
+    async def blocks(self, agent_id: AgentID) -> list[Json]:
+        """The agent's memory blocks."""
+        return _rows(await self._json(self._raw.agents.blocks.list(agent_id, limit=1000)))
+
+    async def conversations(self, agent_id: AgentID, summary_part: str) -> list[Json]:
+        """Conversations whose summary contains ``summary_part``, newest first. Empty for an unknown agent."""
+        call = self._raw.conversations.list(agent_id=agent_id, summary_search=summary_part, limit=1000)
+        return _rows(await self._json(call))
+
+    async def conversation(self, conversation_id: ConversationID) -> Json:
+        """One conversation; the main one cannot be asked for."""
+        return _object(await self._json(self._raw.conversations.retrieve(conversation_id)))
+
+    async def create_conversation(self, agent_id: AgentID, summary: str) -> Json:
+        """A new conversation. Not idempotent."""
+        return _object(await self._json(self._raw.conversations.create(agent_id=agent_id, summary=summary)))
+
+    async def recompile(self, conversation_id: ConversationID) -> None:
+        """Compile the conversation's system prompt from the present memory."""
+        await self._json(self._raw.conversations.recompile(conversation_id))
+
+    async def history(
+        self,
+        agent_id: AgentID,
+        conversation_id: ConversationID,
+        *,
+        limit: int,
+        before: LettaMessageID | None = None,
+    ) -> list[Json]:
+        """The newest ``limit`` messages (before ``before``), newest first whatever the route's own order is.
+
+        A deleted conversation has an empty history, not a 404.
+        """
+        main = conversation_id == MAIN_CONVERSATION
+        call = self._raw.conversations.messages.list(
+            conversation_id, agent_id=agent_id if main else letta_client.omit, limit=limit, before=before, order="desc"
+        )
+        rows = _rows(await self._json(call))
+        # on 0.16.8 "desc" of the main thread gives the newest page in ascending order
+        return rows[::-1] if main else rows
+
+    async def runs(self, agent_id: AgentID, *, limit: int) -> list[Json]:
+        """The agent's newest runs in any of its conversations, newest first."""
+        return _rows(await self._json(self._raw.runs.list(agent_id=agent_id, limit=limit)))
+
+    async def run(self, run_id: RunID) -> Json:
+        """One run."""
+        return _object(await self._json(self._raw.runs.retrieve(run_id)))
+
+    async def run_messages(self, run_id: RunID) -> list[Json]:
+        """What the run stored, in order: the messages handed over, then what the agent did and said."""
+        return _rows(await self._json(self._raw.runs.messages.list(run_id, limit=1000, order="asc")))
+
+    async def cancel(self, agent_id: AgentID, run_id: RunID) -> bool:
+        """Cancel this run; whether Letta says that it did."""
+        answer = await self._json(self._raw.agents.messages.cancel(agent_id, run_ids=[run_id]))
+        return isinstance(answer, Mapping) and answer.get(run_id) == "cancelled"
+
+    def send(
+        self,
+        agent_id: AgentID,
+        conversation_id: ConversationID,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        background: bool,
+        tokens: bool,
+    ) -> AsyncGenerator[Json, None]:
+        """Hand over ``messages`` and yield the messages of the stream: with ``tokens`` in pieces, else whole."""
+        return self._stream(
+            self._client.conversations.messages.with_streaming_response.create(
+                conversation_id,
+                agent_id=agent_id if conversation_id == MAIN_CONVERSATION else letta_client.omit,
+                messages=cast(Any, messages),
+                streaming=True,
+                stream_tokens=tokens,
+                include_pings=True,
+                background=background,
+                timeout=self._stream_timeout,
+            )
+        )
+
+    def attach(
+        self, agent_id: AgentID, *, run_id: RunID | None = None, otid: Otid | None = None, after: int = 0
+    ) -> AsyncGenerator[Json, None]:
+        """Yield the messages of a background run (by its id or an otid) after sequence number ``after``.
+
+        Letta does not compare the run with the conversation in the path, so this goes through the main one. A
+        foreground run gives silence without end.
+        """
+        return self._stream(
+            self._client.conversations.messages.with_streaming_response.stream(
+                MAIN_CONVERSATION,
+                agent_id=agent_id,
+                run_id=run_id or letta_client.omit,
+                otid=otid or letta_client.omit,
+                starting_after=after,
+                include_pings=True,
+                timeout=self._stream_timeout,
+            )
+        )
+
+    async def _stream(self, opening: AbstractAsyncContextManager[Any]) -> AsyncGenerator[Json, None]:
+        try:
+            async with opening as response, aclosing(read_sse(response.iter_bytes())) as messages:
+                async for message in messages:
+                    yield message
+        except (letta_client.APIError, httpx.HTTPError, httpx.StreamError, OSError) as error:
+            raise from_exception(error, self._key) from error
+        except ValueError as error:
+            raise LettaError(Kind.INTERRUPTED, "the stream holds something that is no JSON") from error
+
+    async def _json(self, call: Awaitable[Any]) -> Any:
+        try:
+            response = await call
+            body: bytes = await response.read()
+            return json.loads(body) if len(body) < _THREAD_FROM else await asyncio.to_thread(json.loads, body)
+        except (letta_client.APIError, httpx.HTTPError, httpx.StreamError, OSError) as error:
+            raise from_exception(error, self._key) from error
+        except ValueError as error:
+            raise LettaError(Kind.INTERNAL, "the answer is no JSON") from error
+
+
+def _object(value: Any) -> Json:
+    if not isinstance(value, dict):
+        raise LettaError(Kind.INTERNAL, "the answer is not the JSON object that was asked for")
+    return value
+
+
+def _rows(value: Any) -> list[Json]:
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise LettaError(Kind.INTERNAL, "the answer is not the JSON list that was asked for")
+    return value

@@ -1,0 +1,72 @@
+"""Reading back what was not pushed.
+
+Homeservers push only what happens while one of our users is joined: the first text of a new DM, sent between the
+invitation and the join, never comes by itself. The same reading closes gaps after a time in which nothing came.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..db.inbox import Arrival, Inbox, arrival
+from ..ids import MXID, EventID, RoomID
+from .homeserver import Intent
+
+log = logging.getLogger(__name__)
+
+_PAGE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBack:
+    """Events that may be new, oldest first. ``complete`` is False when the limit ended the reading."""
+
+    arrivals: tuple[Arrival, ...]
+    complete: bool
+
+
+async def read_back(intent: Intent, inbox: Inbox, room_id: RoomID, invite: EventID | None, limit: int) -> ReadBack:
+    """Read the timeline back to our invitation, or to the last event that was handled, at most ``limit`` events.
+
+    State is left out: a snapshot tells it better. Our own messages are left out too.
+
+    Args:
+        invite: the invitation that led here; None where the reading closes a gap.
+
+    Raises:
+        HomeserverError: nothing was learned.
+    """
+    found: list[Arrival] = []
+    seen = 0
+    start: str | None = None
+    while seen < limit:
+        page = await intent.messages_back(room_id, start, min(_PAGE, limit - seen))
+        chunk = page.get("chunk")
+        for event in chunk if isinstance(chunk, list) else ():
+            seen += 1
+            if not isinstance(event, Mapping):
+                continue
+            if await _is_border(event, inbox, intent.mxid, room_id, invite):
+                return ReadBack(tuple(reversed(found)), True)
+            if "state_key" not in event and event.get("sender") != intent.mxid:
+                found.append(arrival({**event, "room_id": room_id}))
+        start = page.get("end")
+        if not isinstance(start, str) or not chunk:
+            return ReadBack(tuple(reversed(found)), True)
+    log.warning("reading back ended at its limit", extra={"action": "catchup_limit", "room": room_id, "limit": limit})
+    return ReadBack(tuple(reversed(found)), False)
+
+
+async def _is_border(event: Mapping[str, Any], inbox: Inbox, me: MXID, room_id: RoomID, invite: EventID | None) -> bool:
+    """Whether everything older was handled or was never meant for us."""
+    event_id = event.get("event_id")
+    if not isinstance(event_id, str):
+        return False
+    if event_id == invite:
+        return True
+    content = event.get("content")
+    membership = content.get("membership") if isinstance(content, Mapping) else None
+    if event.get("type") == "m.room.member" and event.get("state_key") == me and membership == "invite":
+        return True
+    return await inbox.settled(room_id, EventID(event_id))

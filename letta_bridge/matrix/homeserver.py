@@ -1,0 +1,326 @@
+"""The homeserver's client-server API, as the bridge's bot and puppets use it.
+
+Built on mautrix's appservice API for masquerading; what is added is one error type with the homeserver's wish to wait
+(mautrix drops ``Retry-After``), a deadline on every call, and no cached beliefs: mautrix's intents refuse sends on
+cached power levels and never correct a stale membership.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any, cast
+from urllib.parse import quote
+
+import aiohttp
+from mautrix.api import HTTPAPI, Method, Path, PathBuilder
+from mautrix.errors import MatrixConnectionError, MatrixRequestError
+from mautrix.util.logging import TraceLogger
+
+from ..ids import MXID, EventID, RoomID
+
+Content = Mapping[str, Any]
+
+_LONGEST_WAIT = 30.0
+_WAITS = 6
+
+
+class HomeserverError(Exception):
+    """A call that the homeserver refused or did not answer.
+
+    Args:
+        status: HTTP status; 0 when there was no answer at all.
+        errcode: Matrix error code, or ``""``.
+        message: the homeserver's own words, for logs.
+        retry_after: seconds it asked to wait (429), or None.
+    """
+
+    def __init__(self, status: int, errcode: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{status or 'no answer'} {errcode} {message}".strip())
+        self.status = status
+        self.errcode = errcode
+        self.message = message
+        self.retry_after = retry_after
+
+    @property
+    def passing(self) -> bool:
+        """The same call may succeed later: nothing is known about what was asked."""
+        return self.status in (0, 408, 429) or self.status >= 500
+
+    @property
+    def forbidden(self) -> bool:
+        """Refused by the room's or the server's rules."""
+        return self.status == 403 or self.errcode in ("M_FORBIDDEN", "M_EXCLUSIVE")
+
+    @property
+    def unknown_device(self) -> bool:
+        """The masqueraded device does not exist (Synapse and Tuwunel say it differently)."""
+        return self.errcode == "M_UNKNOWN_DEVICE" or (
+            self.errcode == "M_INVALID_PARAM" and "device" in self.message.lower()
+        )
+
+
+class _LimitedError(Exception):
+    """Carries a 429 with its wish through mautrix, which would drop the wish."""
+
+    def __init__(self, retry_after: float, message: str) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+async def _keep_retry_after(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    response = await handler(request)
+    if response.status == 429:
+        raise _LimitedError(_wish(response.headers.get("Retry-After"), await response.read()), "rate limited")
+    return response
+
+
+def _wish(header: str | None, body: bytes) -> float:
+    """Seconds to wait: the header (spec v1.10), else ``retry_after_ms``, else one second; bounded."""
+    seconds: object = None
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
+        seconds = float(header) if header else json.loads(body).get("retry_after_ms", 1000) / 1000
+    value = seconds if isinstance(seconds, float) else 1.0
+    return min(max(value, 0.05), _LONGEST_WAIT) if value == value else 1.0
+
+
+def _mapping(answer: Any) -> dict[str, Any]:
+    return answer if isinstance(answer, dict) else {}
+
+
+class Homeserver:
+    """One homeserver and the appservice's token for it.
+
+    Args:
+        url: base URL of the client-server API.
+        domain: server name in user ids and aliases.
+        token: the as_token.
+        bot: the bot's user id (the registration's sender).
+        timeout: seconds for one request.
+    """
+
+    def __init__(self, url: str, domain: str, token: str, bot: MXID, *, timeout: float = 60.0) -> None:
+        self.url = url
+        self.domain = domain
+        self.bot_mxid = bot
+        self._token = token
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=timeout, connect=10),
+            connector=aiohttp.TCPConnector(limit=64),
+            headers={"User-Agent": f"letta-bridge {HTTPAPI.default_ua}"},
+            middlewares=(_keep_retry_after,),
+        )
+        self._intents: dict[MXID, Intent] = {}
+        self.bot = self.intent(bot)
+
+    def intent(self, mxid: MXID, device_id: str | None = None) -> "Intent":
+        """The hands of one of our users. ``device_id``, once given, goes with all its later calls."""
+        intent = self._intents.get(mxid)
+        if intent is None:
+            api = HTTPAPI(
+                self.url,
+                self._token,
+                client_session=self._session,
+                log=cast(TraceLogger, logging.getLogger("mau.http")),
+            )
+            api.as_user_id = cast(Any, mxid)
+            intent = self._intents[mxid] = Intent(mxid, api)
+        if device_id:
+            intent.use_device(device_id)
+        return intent
+
+    async def versions(self) -> dict[str, Any]:
+        """``GET /_matrix/client/versions``: whether it is there at all."""
+        return _mapping(await self.bot.request(Method.GET, Path.versions))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+
+class Intent:
+    """Calls made as one of the appservice's users. All raise :class:`HomeserverError`."""
+
+    def __init__(self, mxid: MXID, api: HTTPAPI) -> None:
+        self.mxid = mxid
+        self._api = api
+
+    def use_device(self, device_id: str) -> None:
+        """Send this device's id with every call: Synapse then remembers transaction ids over its restarts."""
+        self._api.as_device_id = cast(Any, device_id)
+
+    @property
+    def has_device(self) -> bool:
+        """Whether calls name a device."""
+        return self._api.as_device_id is not None
+
+    def forget_device(self) -> None:
+        """Stop naming a device (it does not exist yet, or any more)."""
+        self._api.as_device_id = None
+
+    async def request(
+        self,
+        method: Method,
+        path: PathBuilder | str,
+        content: Any = None,
+        query: Mapping[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Any:
+        """One call, made once; returns the parsed JSON."""
+        try:
+            answer = await self._api.request(method, path, content, headers, dict(query or {}), retry_count=0)
+        except _LimitedError as error:
+            raise HomeserverError(429, "M_LIMIT_EXCEEDED", str(error), error.retry_after) from None
+        except MatrixRequestError as error:
+            message = error.message or getattr(error, "text", "") or ""
+            raise HomeserverError(error.http_status, error.errcode or "", message[:300]) from None
+        except (MatrixConnectionError, aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise HomeserverError(0, "", f"{type(error).__name__}: {error}") from None
+        except ValueError as error:
+            raise HomeserverError(502, "", f"not JSON: {error}") from None
+        return cast(Any, answer)
+
+    async def patiently(
+        self,
+        method: Method,
+        path: PathBuilder | str,
+        content: Any = None,
+        headers: dict[str, str] | None = None,
+    ) -> Any:
+        """One call for work that nobody waits for: a rate limit is waited out, a few times."""
+        for _ in range(_WAITS):
+            try:
+                return await self.request(method, path, content, headers=headers)
+            except HomeserverError as error:
+                if error.status != 429:
+                    raise
+                await asyncio.sleep(error.retry_after or 1.0)
+        return await self.request(method, path, content, headers=headers)
+
+    # -- accounts
+
+    async def register(self) -> None:
+        """Make this user exist (``m.login.application_service``); no error when it does already."""
+        body = {
+            "type": "m.login.application_service",
+            "username": self.mxid[1:].partition(":")[0],
+            "inhibit_login": True,  # MSC4190: no device is made, and Tuwunel refuses without
+        }
+        api = HTTPAPI(self._api.base_url, self._api.token, client_session=self._api.session, log=self._api.log)
+        try:
+            await Intent(self.mxid, api).patiently(Method.POST, Path.v3.register, body)
+        except HomeserverError as error:
+            if error.errcode != "M_USER_IN_USE":
+                raise
+
+    async def make_device(self, device_id: str, name: str) -> None:
+        """Create or update a device without login (MSC4190)."""
+        self.forget_device()
+        await self.patiently(Method.PUT, Path.v3.devices[device_id], {"display_name": name})
+        self.use_device(device_id)
+
+    async def set_displayname(self, name: str) -> None:
+        """Show ``name`` everywhere."""
+        await self.patiently(Method.PUT, Path.v3.profile[self.mxid].displayname, {"displayname": name})
+
+    async def set_avatar(self, mxc: str) -> None:
+        """Show the picture ``mxc`` everywhere; ``""`` shows none."""
+        await self.patiently(Method.PUT, Path.v3.profile[self.mxid].avatar_url, {"avatar_url": mxc})
+
+    async def upload(self, data: bytes, content_type: str, name: str) -> str:
+        """Upload media; returns its ``mxc://`` URI."""
+        path = f"_matrix/media/v3/upload?filename={quote(name)}"
+        answer = await self.patiently(Method.POST, path, data, {"Content-Type": content_type})
+        return str(answer.get("content_uri", ""))
+
+    # -- rooms
+
+    async def create_room(self, body: Content) -> RoomID:
+        """``POST /createRoom``."""
+        answer = await self.patiently(Method.POST, Path.v3.createRoom, dict(body))
+        return RoomID(str(answer["room_id"]))
+
+    async def resolve_alias(self, alias: str) -> RoomID | None:
+        """The room behind an alias; None only when the homeserver says for certain that there is none."""
+        try:
+            answer = await self.patiently(Method.GET, Path.v3.directory.room[alias])
+        except HomeserverError as error:
+            if error.status == 404 and error.errcode == "M_NOT_FOUND":
+                return None
+            raise
+        return RoomID(str(answer["room_id"]))
+
+    async def join(self, room_id: RoomID) -> None:
+        """Join; being joined already is no error."""
+        await self.patiently(Method.POST, Path.v3.rooms[room_id].join)
+
+    async def leave(self, room_id: RoomID, reason: str = "") -> None:
+        """Leave, or refuse an invitation; not being there is no error."""
+        try:
+            await self.patiently(Method.POST, Path.v3.rooms[room_id].leave, {"reason": reason} if reason else {})
+        except HomeserverError as error:
+            if error.status not in (403, 404):
+                raise
+
+    async def invite(self, room_id: RoomID, user: MXID, reason: str = "") -> None:
+        """Invite; whoever is joined or invited already is no error."""
+        body = {"user_id": user, **({"reason": reason} if reason else {})}
+        try:
+            await self.patiently(Method.POST, Path.v3.rooms[room_id].invite, body)
+        except HomeserverError as error:
+            if not error.forbidden or await self.membership(room_id, user) not in ("join", "invite"):
+                raise
+
+    async def membership(self, room_id: RoomID, user: MXID) -> str | None:
+        """What the room's state says of ``user``; None when that cannot be read."""
+        try:
+            answer = await self.request(Method.GET, Path.v3.rooms[room_id].state["m.room.member"][user])
+        except HomeserverError:
+            return None
+        value = _mapping(answer).get("membership")
+        return value if isinstance(value, str) else None
+
+    async def state(self, room_id: RoomID) -> list[dict[str, Any]]:
+        """The whole present state of a room this user is in."""
+        events = await self.patiently(Method.GET, Path.v3.rooms[room_id].state)
+        return [event for event in events if isinstance(event, dict)] if isinstance(events, list) else []
+
+    async def set_state(self, room_id: RoomID, kind: str, key: str, content: Content) -> EventID:
+        """Set one state event."""
+        path = Path.v3.rooms[room_id].state[kind] if not key else Path.v3.rooms[room_id].state[kind][key]
+        return EventID(str((await self.patiently(Method.PUT, path, dict(content))).get("event_id", "")))
+
+    # -- events
+
+    async def send(self, room_id: RoomID, kind: str, content: Content, txn_id: str) -> EventID:
+        """Send once under ``txn_id``; no waiting: the outbox decides about repeats."""
+        path = Path.v3.rooms[room_id].send[kind][txn_id]
+        return EventID(str((await self.request(Method.PUT, path, dict(content))).get("event_id", "")))
+
+    async def event(self, room_id: RoomID, event_id: EventID) -> dict[str, Any]:
+        """One event of a room."""
+        return _mapping(await self.request(Method.GET, Path.v3.rooms[room_id].event[event_id]))
+
+    async def messages_back(self, room_id: RoomID, start: str | None, limit: int) -> dict[str, Any]:
+        """A page of a room's timeline, newest first, from ``start`` (None: the newest)."""
+        query = {"dir": "b", "limit": str(limit), **({"from": start} if start else {})}
+        return _mapping(await self.request(Method.GET, Path.v3.rooms[room_id].messages, query=query))
+
+    async def typing(self, room_id: RoomID, seconds: float) -> None:
+        """Show or (with 0) end the typing notice."""
+        body: dict[str, Any] = {"typing": seconds > 0}
+        if seconds > 0:
+            body["timeout"] = int(seconds * 1000)
+        await self.request(Method.PUT, Path.v3.rooms[room_id].typing[self.mxid], body)
+
+    async def read_receipt(self, room_id: RoomID, event_id: EventID) -> None:
+        """Mark everything up to ``event_id`` as read."""
+        await self.request(Method.POST, Path.v3.rooms[room_id].receipt["m.read"][event_id], {})
+
+    async def ping(self, appservice_id: str, txn_id: str) -> None:
+        """Have the homeserver call our ping endpoint; on Tuwunel also the only way out of a failed push."""
+        path = Path.v1.appservice[appservice_id].ping
+        await self.request(Method.POST, path, {"transaction_id": txn_id})

@@ -1,0 +1,212 @@
+"""The appservice's HTTP side: transactions, queries, pings, and health.
+
+A transaction is answered 200 after its events are committed, and work starts after that. Only a failing store is
+answered 5xx: any other error would make the homeserver send the same batch for ever (on Tuwunel it never splits or
+drops one). Transaction ids are not used: Tuwunel's repeat, and Synapse's start again after a reset.
+"""
+
+import asyncio
+import hmac
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from aiohttp import web
+
+from ..db.inbox import Arrival, arrival
+from ..ids import MXID, RoomID
+
+log = logging.getLogger(__name__)
+
+Record = Callable[[Sequence[Arrival]], Awaitable[set[RoomID]]]
+UserQuery = Callable[[MXID], Awaitable[bool]]
+
+_SPOKEN = frozenset(("m.room.message", "m.room.encrypted", "m.room.redaction", "m.reaction", "m.sticker"))
+_PARSE_IN_THREAD = 256 * 1024
+_QUERY_SECONDS = 20.0
+
+
+class Intake:
+    """Serves the homeserver.
+
+    Args:
+        hs_token: the token that the homeserver must present.
+        record: stores a batch in one commit; raises when it could not.
+        wake: called with the rooms that got something new, after the commit.
+        user_exists: whether a user id of ours belongs to an agent; it is made ready before the answer.
+        is_ours: whether a user id is the bot's or a puppet's.
+        ready: whether the bridge can do its work (health).
+        body_limit: bytes that a transaction may have.
+    """
+
+    def __init__(
+        self,
+        *,
+        hs_token: str,
+        record: Record,
+        wake: Callable[[RoomID], None],
+        user_exists: UserQuery,
+        is_ours: Callable[[MXID], bool],
+        ready: Callable[[], bool],
+        body_limit: int,
+    ) -> None:
+        self._token = hs_token.encode()
+        self._record = record
+        self._wake = wake
+        self._user_exists = user_exists
+        self._is_ours = is_ours
+        self._ready = ready
+        self._refusing = False
+        self._pings: dict[str, asyncio.Event] = {}
+        self.app = web.Application(client_max_size=body_limit, middlewares=[_matrix_errors])
+        self._add_routes(self.app.router)
+
+    def _add_routes(self, router: web.UrlDispatcher) -> None:
+        for prefix in ("/_matrix/app/v1", ""):  # the second: homeservers older than spec v1.4
+            router.add_put(prefix + "/transactions/{txn}", self._transaction)
+            router.add_get(prefix + "/users/{user}", self._user)
+            router.add_get(prefix + "/rooms/{alias}", self._alias)
+        router.add_post("/_matrix/app/v1/ping", self._ping)
+        router.add_get("/_matrix/mau/live", self._live)
+        router.add_get("/_matrix/mau/ready", self._is_ready)
+        router.add_route("*", "/{rest:.*}", _unrecognized)
+
+    def refuse(self) -> None:
+        """From now on (shutdown) answer transactions 503: the homeserver keeps them."""
+        self._refusing = True
+
+    def expect_ping(self, txn_id: str) -> asyncio.Event:
+        """An event that is set when the homeserver's ping with this transaction id arrives here."""
+        return self._pings.setdefault(txn_id, asyncio.Event())
+
+    def forget_ping(self, txn_id: str) -> None:
+        """No longer wait for it."""
+        self._pings.pop(txn_id, None)
+
+    # -- routes
+
+    async def _transaction(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        if self._refusing:
+            return _error(503, "M_UNKNOWN", "shutting down")
+        events = _events(await _read_json(request))
+        try:
+            arrivals = await _arrivals(events)
+            rooms = await self._record([self._echo(one) for one in arrivals])
+        except Exception:  # whatever the store says, the homeserver must keep the batch
+            log.exception("transaction not stored", extra={"action": "intake_failed", "events": len(events)})
+            return _error(500, "M_UNKNOWN", "not stored, send again")
+        for room in rooms:
+            self._wake(room)
+        return web.json_response({})
+
+    def _echo(self, one: Arrival) -> Arrival:
+        """What our users said comes back to us: it is remembered, and starts nothing."""
+        if one.state == "new" and one.type in _SPOKEN and self._is_ours(one.sender):
+            return replace(one, state="skipped", decision="sent by the bridge")
+        return one
+
+    async def _user(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        user = MXID(request.match_info["user"])
+        if self._is_ours(user):
+            try:
+                async with asyncio.timeout(_QUERY_SECONDS):
+                    if await self._user_exists(user):
+                        return web.json_response({})
+            except Exception:  # the homeserver only needs a no; the invitation itself is handled later
+                log.warning("user query failed", exc_info=True, extra={"action": "user_query_failed"})
+        return _error(404, "M_NOT_FOUND", "no such agent")
+
+    async def _alias(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        return _error(404, "M_NOT_FOUND", "aliases are made with their rooms")
+
+    async def _ping(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        body = await _read_json(request)
+        txn_id = body.get("transaction_id") if isinstance(body, Mapping) else None
+        if isinstance(txn_id, str) and (waiting := self._pings.get(txn_id)):
+            waiting.set()
+        return web.json_response({})
+
+    async def _live(self, _: web.Request) -> web.Response:
+        return web.json_response({"live": True})
+
+    async def _is_ready(self, _: web.Request) -> web.Response:
+        ready = self._ready() and not self._refusing
+        return web.json_response({"ready": ready}, status=200 if ready else 503)
+
+    def _authorize(self, request: web.Request) -> None:
+        """Every token that is presented must be right; compared in constant time."""
+        header = request.headers.get("Authorization", "")
+        query = request.query.getall("access_token", [])
+        if not header and not query:
+            raise _Refused(401, "M_MISSING_TOKEN", "no hs_token")
+        presented = list(query)
+        if header:
+            scheme, _, token = header.partition(" ")
+            presented.append(token.strip() if scheme.lower() == "bearer" else "")
+        results = [hmac.compare_digest(token.encode("utf-8", "replace"), self._token) for token in presented]
+        if not all(results):
+            raise _Refused(403, "M_FORBIDDEN", "wrong hs_token")
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, errcode: str, message: str) -> None:
+        super().__init__(message)
+        self.response = _error(status, errcode, message)
+
+
+def _error(status: int, errcode: str, message: str) -> web.Response:
+    return web.json_response({"errcode": errcode, "error": message}, status=status)
+
+
+@web.middleware
+async def _matrix_errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Every refusal is a Matrix error object."""
+    try:
+        return await handler(request)
+    except _Refused as refusal:
+        return refusal.response
+    except web.HTTPRequestEntityTooLarge:
+        # a poison answer on both homeservers, hence the alarm: the batch comes again until the limit is raised
+        log.critical("transaction over the body limit", extra={"action": "intake_too_large"})
+        return _error(413, "M_TOO_LARGE", "over appservice.body_limit_mib")
+    except web.HTTPException as error:
+        return _error(error.status, "M_UNRECOGNIZED", error.reason)
+
+
+async def _unrecognized(_: web.Request) -> web.Response:
+    return _error(404, "M_UNRECOGNIZED", "unrecognized request")
+
+
+async def _read_json(request: web.Request) -> object:
+    """The body, or None when it is no JSON: a homeserver that sends garbage would send it for ever."""
+    raw = await request.read()
+    if len(raw) > _PARSE_IN_THREAD:
+        return await asyncio.to_thread(_parse, raw)
+    return _parse(raw)
+
+
+def _parse(raw: bytes) -> object:
+    try:
+        return json.loads(raw) if raw else None
+    except (ValueError, RecursionError) as error:
+        log.error("body is no JSON", extra={"action": "intake_garbage", "bytes": len(raw), "why": type(error).__name__})
+        return None
+
+
+def _events(body: object) -> list[Any]:
+    events = body.get("events") if isinstance(body, Mapping) else None
+    return events if isinstance(events, list) else []
+
+
+async def _arrivals(events: list[Any]) -> list[Arrival]:
+    if len(events) > 200:
+        return await asyncio.to_thread(lambda: [arrival(event) for event in events])
+    return [arrival(event) for event in events]

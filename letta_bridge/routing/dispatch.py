@@ -1,0 +1,246 @@
+"""Who answers an event, and why: a pure function of the event, the room, and the sender's level.
+
+Its reason is stored with the event, so that every non-answer can be explained.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from .. import errors
+from ..ids import MXID, AgentID, EventID, RoomID
+from ..matrix.incoming import Relation
+from . import mentions
+from .permissions import Grant, Level
+
+STOP_WORD = "!stop"
+STOP_REACTIONS = frozenset(("🛑", "⏹", "✋", "⛔", "❌"))
+_VARIATION_SELECTOR = "\ufe0f"
+
+_UNSUPPORTED_TYPES = {
+    "m.sticker": "stickers",
+    "m.poll.start": "polls",
+    "org.matrix.msc3381.poll.start": "polls",
+    "m.call.invite": "calls",
+    "org.matrix.msc3401.call": "calls",
+    "m.beacon_info": "live locations",
+    "org.matrix.msc3672.beacon_info": "live locations",
+}
+_UNSUPPORTED_MESSAGES = {
+    "m.image": "images",
+    "m.file": "files",
+    "m.audio": "audio files",
+    "m.video": "videos",
+    "m.location": "locations",
+}
+_TEXTS = ("m.text", "m.emote")
+
+
+class Action(Enum):
+    """What the event asks for."""
+
+    IGNORE = "ignore"
+    ANSWER = "answer"
+    EDIT = "edit"
+    WITHDRAW = "withdraw"
+    STOP = "stop"
+    COMMAND = "command"
+    NOTICE = "notice"
+
+
+@dataclass(frozen=True, slots=True)
+class PuppetInRoom:
+    """One of our agents that is joined to the room."""
+
+    mxid: MXID
+    agent_id: AgentID
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoomView:
+    """A room as far as a decision needs it. ``people`` are those joined who are neither ours nor known bots."""
+
+    room_id: RoomID
+    puppets: tuple[PuppetInRoom, ...]
+    people: tuple[MXID, ...]
+    people_names: tuple[str, ...]
+    bot_joined: bool
+
+    @property
+    def alone(self) -> PuppetInRoom | None:
+        """The puppet of a room with one person and one puppet (the bot is not counted): it always answers."""
+        return self.puppets[0] if len(self.puppets) == 1 and len(self.people) <= 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class EventView:
+    """An event as far as a decision needs it."""
+
+    event_id: EventID
+    sender: MXID
+    type: str
+    content: Mapping[str, Any]
+    relation: Relation
+    text: str
+    redacts: str = ""
+    reply_sender: MXID | None = None
+    thread_sender: MXID | None = None
+    ours: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A sentence for the sender. ``topic``: said once for that topic within the room; empty: each time.
+
+    ``puppet`` says it, or the bot when there is none.
+    """
+
+    text: str
+    topic: str = ""
+    puppet: PuppetInRoom | None = None
+    again_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with an event. ``target`` is the event that an edit, a redaction or a stop is about."""
+
+    action: Action
+    reason: str
+    puppets: tuple[PuppetInRoom, ...] = ()
+    notice: Notice | None = None
+    target: str = ""
+
+
+def decide(event: EventView, room: RoomView, grant: Grant) -> Decision:
+    """Decide. Whether the sender has sent too much is asked afterwards, only for what would be answered."""
+    if event.ours:
+        return _ignore("sent by a puppet; agents do not wake each other yet")
+    if not room.puppets and not room.bot_joined:
+        return _ignore("nobody of ours is in the room")
+    if grant.ignored_by is not None:
+        return _ignore(f"sender matches ignored_senders: {grant.ignored_by}")
+    if event.type == "m.room.encrypted":
+        return _encrypted(room)
+    if event.type == "m.room.redaction":
+        return Decision(Action.WITHDRAW, "redaction", target=event.redacts)
+    if event.type == "m.reaction":
+        return _reaction(event, room, grant)
+    if thing := _UNSUPPORTED_TYPES.get(event.type):
+        return _unsupported(thing, event, room, grant)
+    if event.type != "m.room.message":
+        return _ignore(f"event type {event.type[:60]} starts nothing")
+    return _message(event, room, grant)
+
+
+def _message(event: EventView, room: RoomView, grant: Grant) -> Decision:
+    kind = event.content.get("msgtype")
+    if kind == "m.notice":
+        return _ignore("notices never start anything")
+    if event.relation.replaces:
+        return Decision(Action.EDIT, "edit", target=event.relation.replaces, puppets=room.puppets[:1])
+    if kind in _TEXTS and event.text.strip().split(maxsplit=1)[:1] == [STOP_WORD]:
+        return _stop(event, room, grant, "")
+    if not room.puppets:
+        if len(room.people) <= 1 and kind in _TEXTS:
+            return _command(event, grant)
+        return _ignore("no agent in the room")
+    if kind in _UNSUPPORTED_MESSAGES:
+        voice = kind == "m.audio" and ("org.matrix.msc3245.voice" in event.content or "m.voice" in event.content)
+        return _unsupported("voice messages" if voice else _UNSUPPORTED_MESSAGES[kind], event, room, grant)
+    if kind not in _TEXTS:
+        return _unsupported("this kind of message", event, room, grant)
+    return _text(event, room, grant)
+
+
+def _text(event: EventView, room: RoomView, grant: Grant) -> Decision:
+    meant, why, ambiguous = _meant(event, room)
+    if not meant:
+        if ambiguous and grant.level >= Level.USER:
+            names = ", ".join(f"“{name}”" for name in ambiguous)
+            notice = Notice(errors.AMBIGUOUS.format(names=names), puppet=room.puppets[0])
+            return Decision(Action.NOTICE, "ambiguous name", notice=notice)
+        return _ignore("not meant for an agent in this room")
+    if grant.level < Level.USER:
+        return _refuse(grant, meant[0])
+    if not event.text.strip():
+        return _ignore("empty message")
+    return Decision(Action.ANSWER, why, puppets=meant)
+
+
+def _meant(event: EventView, room: RoomView) -> tuple[tuple[PuppetInRoom, ...], str, tuple[str, ...]]:
+    if room.alone is not None:
+        return (room.alone,), "one person and one agent", ()
+    user_ids = event.content.get("m.mentions")
+    user_ids = user_ids.get("user_ids") if isinstance(user_ids, Mapping) else None
+    html = event.content.get("formatted_body")
+    addressing = mentions.addressed(
+        mentions.Incoming(
+            body_without_fallback=event.text,
+            formatted_body=html if isinstance(html, str) else None,
+            mentions_user_ids=tuple(u for u in user_ids if isinstance(u, str)) if isinstance(user_ids, list) else (),
+            reply_to_sender=event.reply_sender,
+            thread_root_sender=event.thread_sender,
+        ),
+        [mentions.Puppet(puppet.mxid, puppet.name) for puppet in room.puppets],
+        room.people_names,
+    )
+    by_mxid = {puppet.mxid: puppet for puppet in room.puppets}
+    meant = tuple(by_mxid[mxid] for mxid in addressing.meant)
+    why = "; ".join(f"{by_mxid[mxid].agent_id}: {addressing.reasons[mxid]}" for mxid in addressing.meant)
+    return meant, why, tuple(addressing.ambiguous)
+
+
+def _command(event: EventView, grant: Grant) -> Decision:
+    if grant.level < Level.USER:
+        return _refuse(grant, None)
+    return Decision(Action.COMMAND, "message to the bot")
+
+
+def _reaction(event: EventView, room: RoomView, grant: Grant) -> Decision:
+    key = (event.relation.key or "").replace(_VARIATION_SELECTOR, "")
+    if key not in STOP_REACTIONS or not event.relation.reacts_to or not room.puppets:
+        return _ignore("reaction without a meaning here")
+    if grant.level < Level.USER:
+        return _ignore("stop reaction of somebody who may not talk to agents")
+    return _stop(event, room, grant, event.relation.reacts_to)
+
+
+def _stop(event: EventView, room: RoomView, grant: Grant, target: str) -> Decision:
+    if not room.puppets:
+        return _ignore("no agent in the room")
+    meant, _, _ = _meant(event, room)
+    if grant.level < Level.USER:
+        topic = f"refused:{event.sender}"
+        return Decision(
+            Action.NOTICE, str(grant), notice=Notice(errors.MAY_NOT_STOP, topic, (meant or room.puppets)[0])
+        )
+    return Decision(Action.STOP, "stop", puppets=meant or room.puppets, target=target)
+
+
+def _unsupported(thing: str, event: EventView, room: RoomView, grant: Grant) -> Decision:
+    if not room.puppets:
+        return _ignore(f"{thing} are not for the bot")
+    meant, _, _ = _meant(event, room)
+    if not meant:
+        return _ignore(f"{thing}, not meant for an agent in this room")
+    if grant.level < Level.USER:
+        return _refuse(grant, meant[0])
+    notice = Notice(errors.UNSUPPORTED.format(things=thing), f"unsupported:{thing}", meant[0])
+    return Decision(Action.NOTICE, f"{thing} are not supported", notice=notice)
+
+
+def _encrypted(room: RoomView) -> Decision:
+    puppet = room.puppets[0] if room.puppets else None
+    return Decision(Action.NOTICE, "encrypted", notice=Notice(errors.ENCRYPTED, "encrypted", puppet))
+
+
+def _refuse(grant: Grant, puppet: PuppetInRoom | None) -> Decision:
+    notice = Notice(errors.MAY_NOT_TALK.format(who=grant.mxid), f"refused:{grant.mxid}", puppet)
+    return Decision(Action.NOTICE, str(grant), notice=notice)
+
+
+def _ignore(reason: str) -> Decision:
+    return Decision(Action.IGNORE, reason)

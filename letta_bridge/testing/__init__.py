@@ -1,0 +1,1 @@
+"""What the tests and the demo need beside the bridge: fakes, a person, and real servers started locally."""

@@ -1,0 +1,56 @@
+"""Faults of the transport that a test orders in advance."""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from aiohttp import web
+
+from .wire import answer
+
+How = int | Literal["disconnect", "hang"]
+
+FAULT = "letta_bridge_fault"
+"""Where a request carries the fault that is to strike it late."""
+
+
+@dataclass(slots=True)
+class Fault:
+    """What happens to the next ``times`` requests whose path matches ``path`` (searched, not anchored)."""
+
+    path: re.Pattern[str]
+    how: How
+    times: int
+    method: str | None
+    after_processing: bool
+    after_events: int | None
+
+    def claims(self, request: web.Request) -> bool:
+        """Whether it takes this request; it is used up by that."""
+        if self.times <= 0 or not self.path.search(request.path):
+            return False
+        if self.method is not None and request.method != self.method:
+            return False
+        self.times -= 1
+        return True
+
+    @property
+    def late(self) -> bool:
+        """Whether the request is worked on before it fails."""
+        return self.after_processing or self.after_events is not None
+
+    async def strike(self, request: web.Request) -> web.StreamResponse:
+        """Let the request fail."""
+        if isinstance(self.how, int):
+            return answer({"detail": f"Fault ordered by the test: {self.how}"}, self.how)
+        if self.how == "disconnect":
+            drop(request)
+        await asyncio.Event().wait()  # until the client, or the server, is gone
+        raise AssertionError("unreachable")
+
+
+def drop(request: web.Request) -> None:
+    """Cut the connection as a crash would: no farewell."""
+    if request.transport is not None:
+        request.transport.abort()
