@@ -49,7 +49,9 @@ def loop_watch(request: pytest.FixtureRequest) -> Iterator[None]:
     if not {*_WATCHED} & {*Path(request.node.path).parts}:
         yield
         return
-    with blockbuster_ctx("letta_bridge", excluded_modules=["letta_bridge.testing"]):
+    with blockbuster_ctx("letta_bridge", excluded_modules=["letta_bridge.testing"]) as watch:
+        for function in watch.functions.values():  # opening files once, before any work, is no harm
+            function.can_block_in("letta_bridge/db/database.py", {"open", "_take_lock", "__init__"})
         yield
 
 

@@ -17,7 +17,7 @@ def open_backend(config: Config) -> Backend:
     """The Letta of the configuration."""
     from ..letta.v1 import V1Backend  # letta-client is slow to import, and most commands need none of it
 
-    return V1Backend(config.letta.url, config.letta.api_key)
+    return V1Backend(config.letta.url, config.letta.api_key, request_timeout=config.letta.request_timeout)
 
 
 async def check_letta(checkup: Checkup, connect: Callable[[Config], Backend] = open_backend) -> list[Finding]:

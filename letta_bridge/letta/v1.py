@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import httpx
 
 from ..ids import MAIN_CONVERSATION, AgentID, ConversationID, Otid, RunID
-from .backend import Agent, AgentListing, Health, Outcome, Prompt, RunEnded, TurnEvent
+from .backend import Agent, AgentListing, Health, Outcome, Prompt, TurnEvent
 from .errors import Delivery, Kind, LettaError
 from .v1_errors import NoRedis, NotFound
 from .v1_http import V1Http
@@ -78,32 +78,22 @@ class V1Backend:
         return Health(str(answer.get("version") or "unknown"))
 
     async def list_agents(self) -> AgentListing:
-        rows = list(await self._http.agents(limit=ALL_AGENTS))
+        rows = await self._http.agents(limit=ALL_AGENTS)
+        known = {row["id"] for row in rows}
         complete = len(rows) < ALL_AGENTS
         if complete and rows:
             # a server that silently caps the page would make every further agent look deleted
-            known = {row.get("id") for row in rows}
-            rest = await self._http.agents(limit=1, after=str(rows[-1].get("id")))
-            complete = all(row.get("id") in known for row in rest)
+            complete = all(row["id"] in known for row in await self._http.agents(limit=1, after=rows[-1]["id"]))
         companions = {member for row in rows for member in _companions_named_by(row)}
-        agents: dict[AgentID, Agent] = {}
-        self._tokens = {AgentID(str(row.get("id"))): _streams_tokens(row) for row in rows}
-        for row in rows:
-            agent = _agent(row, companions)
-            if agent is None:
-                complete = False
-            else:
-                agents.setdefault(agent.id, agent)
-        return AgentListing(tuple(agents.values()), complete)
+        self._tokens = {AgentID(row["id"]): _streams_tokens(row) for row in rows}
+        agents = {row["id"]: _agent(row, companions) for row in reversed(rows)}
+        return AgentListing(tuple(reversed(agents.values())), complete)
 
     async def get_agent(self, agent_id: AgentID) -> Agent:
         try:
-            agent = _agent(await self._http.agent(agent_id), ())
+            return _agent(await self._http.agent(agent_id), ())
         except NotFound as error:
             raise LettaError(Kind.AGENT_GONE, error.detail) from error
-        if agent is None:
-            raise LettaError(Kind.INTERNAL, "the answer is no agent")
-        return agent
 
     async def open_conversation(self, agent_id: AgentID, label: str) -> ConversationID:
         # Letta's search is an SQL LIKE, in which a backslash would not mean itself
@@ -112,8 +102,8 @@ class V1Backend:
             same = [row for row in await self._http.conversations(agent_id, part) if row.get("summary") == label]
             if same:
                 oldest = min(same, key=lambda row: str(row.get("created_at")))
-                return ConversationID(str(oldest["id"]))
-            return ConversationID(str((await self._http.create_conversation(agent_id, label))["id"]))
+                return ConversationID(oldest["id"])
+            return ConversationID((await self._http.create_conversation(agent_id, label))["id"])
         except NotFound as error:
             await self._gone(agent_id, MAIN_CONVERSATION, error)
 
@@ -263,16 +253,18 @@ class V1Backend:
         delivery: Delivery = Delivery.NO,
     ) -> NoReturn:
         """Raise what a 404 means. Its texts vary and even a missing model gives one, so Letta is asked."""
+        kind = Kind.REJECTED
         try:
             await self._http.agent(agent_id)
-        except NotFound:
-            raise LettaError(Kind.AGENT_GONE, error.detail, delivery=delivery) from error
-        if conversation_id != MAIN_CONVERSATION:
-            try:
+            if conversation_id != MAIN_CONVERSATION:
+                kind = Kind.CONVERSATION_GONE
                 await self._http.conversation(conversation_id)
-            except NotFound:
-                raise LettaError(Kind.CONVERSATION_GONE, error.detail, delivery=delivery) from error
-        raise LettaError(Kind.REJECTED, error.detail, delivery=delivery) from error
+            kind = Kind.REJECTED
+        except NotFound:
+            kind = Kind.AGENT_GONE if kind is Kind.REJECTED else kind
+        except LettaError as other:
+            raise LettaError(other.kind, other.detail, delivery=delivery) from error
+        raise LettaError(kind, error.detail, delivery=delivery) from error
 
     async def _pending_approval(self, agent_id: AgentID, conversation_id: ConversationID) -> Json | None:
         if conversation_id == MAIN_CONVERSATION:
@@ -305,7 +297,7 @@ class V1Backend:
                 if error.run_id is None or error.kind in (Kind.INTERRUPTED, Kind.TIMEOUT, Kind.BUSY):
                     raise
                 left = await self._pending_approval(agent_id, conversation_id)
-                if left is not None and left.get("id") == request.get("id"):
+                if left is not None and left["id"] == request["id"]:
                     raise
         raise LettaError(Kind.APPROVAL, "the agent goes on asking for approval")
 
@@ -315,7 +307,7 @@ class V1Backend:
         The otid makes a repeated answer a replay where Letta has Redis; it changes when a run of it is known to have
         failed, because the replay of a failed run fails again.
         """
-        request_id = str(request.get("id"))
+        request_id = str(request["id"])
         otid = _denial_otid(agent_id, conversation_id, request_id, self._denied.get(request_id, 0))
         approvals = [
             {"type": "approval", "approve": False, "tool_call_id": call.get("tool_call_id"), "reason": reason}
@@ -329,9 +321,9 @@ class V1Backend:
                 async with aclosing(
                     self._turn(agent_id, conversation_id, [answer], frozenset(), until, background, tokens=False)
                 ) as events:
-                    async for event in events:
-                        if isinstance(event, RunEnded):
-                            self._denied.pop(request_id, None)
+                    async for _ in events:
+                        pass
+                self._denied.pop(request_id, None)
                 return
             except NoRedis:
                 if not background:
@@ -343,18 +335,15 @@ class V1Backend:
                 raise
 
 
-def _agent(row: Json, companions: Sequence[str] | set[str]) -> Agent | None:
-    agent_id = row.get("id")
-    if not isinstance(agent_id, str) or not agent_id:
-        return None
+def _agent(row: Json, companions: Collection[str]) -> Agent:
     tags, metadata = row.get("tags"), row.get("metadata")
     return Agent(
-        AgentID(agent_id),
+        AgentID(row["id"]),
         str(row.get("name") or ""),
         str(row.get("description") or ""),
         tuple(str(tag) for tag in tags) if isinstance(tags, list) else (),
         metadata if isinstance(metadata, dict) else {},
-        companion=row.get("agent_type") in _SLEEPTIME or agent_id in companions,
+        companion=row.get("agent_type") in _SLEEPTIME or row["id"] in companions,
     )
 
 

@@ -152,7 +152,7 @@ def _from_status(error: letta_client.APIStatusError, api_key: str | None) -> Let
         return LettaError(kind, clean(f"HTTP {status}: {shown}", api_key), retry_after=_retry_after(error))
     text = _text(fields.get("detail", inner if inner is not None else body))
     detail = clean(f"HTTP {status}: {text}", api_key)
-    if status == 404:
+    if status == 404 and _speaks_as_letta(fields):
         return NotFound(detail)
     if status == 409:
         return _conflict(fields, text, detail, _retry_after(error))
@@ -160,6 +160,11 @@ def _from_status(error: letta_client.APIStatusError, api_key: str | None) -> Let
         return NoRedis(detail)
     kind, delivery = _by_status(status)
     return LettaError(kind, detail, delivery=delivery, retry_after=_retry_after(error))
+
+
+def _speaks_as_letta(fields: Mapping[str, Any]) -> bool:
+    """Whether a 404 names something missing. "Not Found" alone is the answer to a path that is not served."""
+    return isinstance(fields.get("detail"), str) and fields["detail"] != "Not Found"
 
 
 def _by_status(status: int) -> tuple[Kind, Delivery]:
@@ -171,7 +176,7 @@ def _by_status(status: int) -> tuple[Kind, Delivery]:
         return Kind.UNREACHABLE, Delivery.NO
     if status in (400, 405, 413, 415, 422):
         return Kind.REJECTED, Delivery.NO
-    if status in (408, 502, 503, 504):
+    if status in (404, 408, 502, 503, 504):  # this 404 is a proxy's without Letta behind it
         return Kind.UNREACHABLE, Delivery.UNKNOWN
     return Kind.INTERNAL, Delivery.UNKNOWN
 

@@ -79,32 +79,32 @@ class V1Http:
             include=["agent.tags", "agent.managed_group"],
             timeout=self._list_timeout,
         )
-        return _rows(await self._json(call))
+        return _things(await self._json(call))
 
     async def agent(self, agent_id: AgentID, *, pending_approval: bool = False) -> Json:
         """One agent, with tags, or with what approval is pending in its main thread."""
         if pending_approval:
-            return _object(await self._json(self._raw.agents.retrieve(agent_id, include=["agent.pending_approval"])))
-        return _object(
+            return _thing(await self._json(self._raw.agents.retrieve(agent_id, include=["agent.pending_approval"])))
+        return _thing(
             await self._json(self._raw.agents.retrieve(agent_id, include=["agent.tags", "agent.managed_group"]))
         )
 
     async def blocks(self, agent_id: AgentID) -> list[Json]:
         """The agent's memory blocks."""
-        return _rows(await self._json(self._raw.agents.blocks.list(agent_id, limit=1000)))
+        return _things(await self._json(self._raw.agents.blocks.list(agent_id, limit=1000)))
 
     async def conversations(self, agent_id: AgentID, summary_part: str) -> list[Json]:
         """Conversations whose summary contains ``summary_part``, newest first. Empty for an unknown agent."""
         call = self._raw.conversations.list(agent_id=agent_id, summary_search=summary_part, limit=1000)
-        return _rows(await self._json(call))
+        return _things(await self._json(call))
 
     async def conversation(self, conversation_id: ConversationID) -> Json:
         """One conversation; the main one cannot be asked for."""
-        return _object(await self._json(self._raw.conversations.retrieve(conversation_id)))
+        return _thing(await self._json(self._raw.conversations.retrieve(conversation_id)))
 
     async def create_conversation(self, agent_id: AgentID, summary: str) -> Json:
         """A new conversation. Not idempotent."""
-        return _object(await self._json(self._raw.conversations.create(agent_id=agent_id, summary=summary)))
+        return _thing(await self._json(self._raw.conversations.create(agent_id=agent_id, summary=summary)))
 
     async def recompile(self, conversation_id: ConversationID) -> None:
         """Compile the conversation's system prompt from the present memory."""
@@ -126,21 +126,21 @@ class V1Http:
         call = self._raw.conversations.messages.list(
             conversation_id, agent_id=agent_id if main else letta_client.omit, limit=limit, before=before, order="desc"
         )
-        rows = _rows(await self._json(call))
+        rows = _things(await self._json(call))
         # on 0.16.8 "desc" of the main thread gives the newest page in ascending order
         return rows[::-1] if main else rows
 
     async def runs(self, agent_id: AgentID, *, limit: int) -> list[Json]:
         """The agent's newest runs in any of its conversations, newest first."""
-        return _rows(await self._json(self._raw.runs.list(agent_id=agent_id, limit=limit)))
+        return _things(await self._json(self._raw.runs.list(agent_id=agent_id, limit=limit)))
 
     async def run(self, run_id: RunID) -> Json:
         """One run."""
-        return _object(await self._json(self._raw.runs.retrieve(run_id)))
+        return _thing(await self._json(self._raw.runs.retrieve(run_id)))
 
     async def run_messages(self, run_id: RunID) -> list[Json]:
         """What the run stored, in order: the messages handed over, then what the agent did and said."""
-        return _rows(await self._json(self._raw.runs.messages.list(run_id, limit=1000, order="asc")))
+        return _things(await self._json(self._raw.runs.messages.list(run_id, limit=1000, order="asc")))
 
     async def cancel(self, agent_id: AgentID, run_id: RunID) -> bool:
         """Cancel this run; whether Letta says that it did."""
@@ -217,7 +217,13 @@ def _object(value: Any) -> Json:
     return value
 
 
-def _rows(value: Any) -> list[Json]:
-    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
-        raise LettaError(Kind.INTERNAL, "the answer is not the JSON list that was asked for")
+def _thing(value: Any) -> Json:
+    if not isinstance(value, dict) or not isinstance(value.get("id"), str):
+        raise LettaError(Kind.INTERNAL, "the answer is not the JSON object with an id that was asked for")
     return value
+
+
+def _things(value: Any) -> list[Json]:
+    if not isinstance(value, list):
+        raise LettaError(Kind.INTERNAL, "the answer is not the JSON list that was asked for")
+    return [_thing(row) for row in value]

@@ -15,8 +15,7 @@ SIDE = _CELLS * _CELL + 2 * _EDGE
 
 
 def make_picture(agent_id: AgentID) -> bytes:
-    """A symmetric pattern in one colour on a light ground, as PNG of about half a kilobyte. Needs a few milliseconds
-    of processor time."""
+    """A symmetric pattern in one colour on a light ground, as a small PNG; a few milliseconds of work."""
     digest = hashlib.sha256(b"letta_bridge picture 1\x00" + agent_id.encode("utf-8", "surrogatepass")).digest()
     hue = int.from_bytes(digest[:2], "big") / 65536
     ink = _rgb(hue, 0.42 + digest[2] / 255 * 0.12, 0.55 + digest[3] / 255 * 0.2)

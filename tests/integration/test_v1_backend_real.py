@@ -77,7 +77,8 @@ class Letta:
 
     async def texts(self, agent: AgentID, conversation: ConversationID) -> list[str]:
         """What people said in the conversation, as Letta stored it."""
-        answer = await self.http.get(f"/v1/conversations/{conversation}/messages", params=self.main(agent, conversation))
+        path = f"/v1/conversations/{conversation}/messages"
+        answer = await self.http.get(path, params=self.main(agent, conversation))
         return [row["content"] for row in answer.json() if row["message_type"] == "user_message"]
 
     async def run(self, run_id: RunID | None) -> dict[str, Any]:
@@ -415,9 +416,7 @@ async def test_a_turn_that_nobody_reads_any_more_is_found(
     assert await letta.texts(agent, thread) == [message.text]
 
 
-async def test_what_was_never_sent_is_not_delivered(
-    backend: V1Backend, agent: AgentID, thread: ConversationID
-) -> None:
+async def test_what_was_never_sent_is_not_delivered(backend: V1Backend, agent: AgentID, thread: ConversationID) -> None:
     assert await find(backend, agent, thread, otids=[Otid("lb-never")]) == NotDelivered()
     await turn(backend, agent, thread, prompt("x"))
     assert await find(backend, agent, thread, otids=[Otid("lb-never")]) == NotDelivered()
@@ -474,9 +473,7 @@ class Wire:
         return self.cut_before_answer or (self.cut_at is not None and self.cut_at in data)
 
     @staticmethod
-    async def _pump(
-        source: asyncio.StreamReader, target: asyncio.StreamWriter, cuts: Callable[[bytes], bool]
-    ) -> None:
+    async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter, cuts: Callable[[bytes], bool]) -> None:
         while data := await source.read(65536):
             if cuts(data):
                 return
@@ -488,7 +485,7 @@ class Wire:
 async def wired() -> AsyncIterator[tuple[Wire, V1Backend]]:
     wire = Wire()
     server = await asyncio.start_server(wire.relay, "127.0.0.1", 0)
-    wire.url = "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+    wire.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     backend = V1Backend(wire.url, None)
     try:
         yield wire, backend

@@ -1,0 +1,132 @@
+"""A whole bridge between a fake homeserver and a fake Letta, over real HTTP, for the tests in this folder."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from letta_bridge.bridge import LettaBridge
+from letta_bridge.config import Config, parse
+from letta_bridge.testing.fake_homeserver import FakeHomeserver, Person
+from letta_bridge.testing.fake_letta import FakeLetta
+
+DOMAIN = "test.local"
+BOT = f"@lettabridge:{DOMAIN}"
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+async def until(what: Callable[[], Any], timeout: float = 10.0, *, why: str = "") -> Any:
+    """Poll an observable condition until it holds; fails with ``why`` at the deadline."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    while True:
+        value = what()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value:
+            return value
+        assert loop.time() < deadline, why or "condition not reached"
+        await asyncio.sleep(0.01)
+
+
+@dataclass
+class World:
+    """The three parts, and shortcuts of a test."""
+
+    hs: FakeHomeserver
+    letta: FakeLetta
+    folder: Path
+    database: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    bridge: LettaBridge | None = None
+
+    def config(self) -> Config:
+        data: dict[str, Any] = {
+            "homeserver": {"url": self.hs.url, "domain": DOMAIN},
+            "appservice": {
+                "url": f"http://127.0.0.1:{self.port}",
+                "port": self.port,
+                "as_token": self.hs.appservice.as_token,
+                "hs_token": self.hs.appservice.hs_token,
+                "ping_interval": 1.0,
+            },
+            "letta": {"url": self.letta.url, "poll_interval": 60.0, "request_timeout": 2.0},
+            "database": {"uri": self.database},
+            "permissions": {DOMAIN: "user", f"@admin:{DOMAIN}": "admin"},
+            "limits": {"messages_per_minute": 1000},
+            "shutdown": {"drain_s": 1.0},
+        }
+        for path, value in self.overrides.items():
+            node = data
+            *above, last = path.split(".")
+            for name in above:
+                node = node.setdefault(name, {})
+            node[last] = value
+        return parse(data, base=self.folder)
+
+    async def start(self, **overrides: Any) -> LettaBridge:
+        """Start the bridge (again) and wait until it is ready and every agent is mirrored."""
+        self.overrides |= {key.replace("__", "."): value for key, value in overrides.items()}
+        self.hs.appservice_url = f"http://127.0.0.1:{self.port}"
+        self.bridge = LettaBridge(self.config())
+        await self.bridge.start()
+        await until(lambda: self.bridge is not None and self.bridge.ready, why="bridge not ready")
+        return self.bridge
+
+    async def mirrored(self) -> None:
+        """Wait until every agent of Letta has puppet, portal and its place in the space."""
+        bridge = self.bridge
+        assert bridge is not None
+
+        async def done() -> bool:
+            rows = await bridge.agents.all()
+            ready = [row for row in rows if row.in_space and row.portal_joined]
+            return len(ready) >= len(self.letta.agents)
+
+        await until(done, why="agents not mirrored")
+
+    async def stop(self) -> None:
+        if self.bridge is not None:
+            await self.bridge.stop()
+            self.bridge = None
+
+    async def restart(self, **overrides: Any) -> LettaBridge:
+        await self.stop()
+        return await self.start(**overrides)
+
+    def puppet(self, agent_id: str) -> str:
+        return f"@letta_{agent_id.removeprefix('agent-')}:{DOMAIN}"
+
+    async def portal(self, agent_id: str) -> str:
+        assert self.bridge is not None
+        rows = {row.agent_id: row for row in await self.bridge.agents.all()}
+        room = rows[agent_id].portal_room  # type: ignore[index]
+        assert room is not None
+        return room
+
+    async def dm(self, person: Person, agent_id: str, text: str | None = None) -> str:
+        """A DM as Element makes it; waits until the puppet is in."""
+        room = await person.create_dm(self.puppet(agent_id), text=text)
+        await person.wait_joined(room, self.puppet(agent_id))
+        return room
+
+
+@asynccontextmanager
+async def a_world(folder: Path, database: str, *, flavour: str = "synapse", **letta: Any) -> AsyncIterator[World]:
+    async with FakeHomeserver(flavour=flavour, backoff_scale=0.02) as hs, FakeLetta(**letta) as fake:  # type: ignore[arg-type]
+        world = World(hs, fake, folder, database)
+        try:
+            yield world
+        finally:
+            await world.stop()
