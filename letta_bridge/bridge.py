@@ -214,6 +214,10 @@ class LettaBridge:
         await self.db.close()
         log.info("stopped", extra={"action": "stopped"})
 
+    async def inbox_is_empty(self) -> bool:
+        """Whether everything that came in has been decided."""
+        return not await self.inbox.open_lanes()
+
     # -- small duties
 
     def _wake_room(self, room_id: RoomID) -> None:

@@ -20,7 +20,7 @@ from letta_bridge.testing.stack.bridge import LocalBridge
 from letta_bridge.testing.stack.letta_server import LocalLetta
 from letta_bridge.testing.stack.models import ModelServer
 from letta_bridge.testing.stack.postgres import LocalPostgres
-from letta_bridge.testing.stack.process import free_port
+from letta_bridge.testing.stack.process import Tick, free_port
 from letta_bridge.testing.stack.progress import Progress
 from letta_bridge.testing.stack.synapse import Account, LocalSynapse
 
@@ -91,7 +91,7 @@ async def running(folder: Path, progress: Progress) -> AsyncIterator[World]:
             )
             async with asyncio.TaskGroup() as group:
                 group.create_task(stack.enter_async_context(synapse))
-                letta_task = group.create_task(_letta(stack, folder, provider, letta_port))
+                letta_task = group.create_task(_letta(stack, folder, provider, letta_port, tick))
             letta = letta_task.result()
         with progress.step("creating a person and three agents"):
             account = await synapse.register(_PERSON)
@@ -109,13 +109,13 @@ def _make_empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-async def _letta(stack: AsyncExitStack, folder: Path, provider: model.Provider, port: int) -> LocalLetta:
+async def _letta(stack: AsyncExitStack, folder: Path, provider: model.Provider, port: int, tick: Tick) -> LocalLetta:
     environment = provider.environment
     if provider.scripted:
         stand_in = await stack.enter_async_context(ModelServer(folder / "model", persona="demo"))
         environment = stand_in.provider
     postgres = await stack.enter_async_context(LocalPostgres())
-    return await stack.enter_async_context(LocalLetta(folder / "letta", postgres, environment, port=port))
+    return await stack.enter_async_context(LocalLetta(folder / "letta", postgres, environment, port=port, tick=tick))
 
 
 async def _create_agents(letta_url: str, handle: str) -> tuple[Agent, ...]:

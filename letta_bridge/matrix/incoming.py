@@ -352,7 +352,6 @@ class _MarkdownWriter(HTMLParser):
             self._too_deep -= 1
         elif self._containers:
             self._containers.pop()
-            self._gap_depth = min(self._gap_depth, len(self._containers))
 
     def _start_table_part(self, tag: str) -> None:
         self._tables += tag == "table"

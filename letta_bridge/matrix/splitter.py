@@ -55,7 +55,6 @@ class _Line:
     before: _Fence | None  # the code block that a cut before this line would cut
     after: _Fence | None  # the one that a cut after it would cut
     closes: bool = False  # ends the code block; a cut never comes before it
-    must_cut: bool = False  # the continuation of a line that was too long for one part
 
 
 def split(text: str, limit_bytes: int) -> list[str]:
@@ -148,11 +147,14 @@ def _pieces(line: str, limit: int, rank: int, before: _Fence | None, after: _Fen
         quote = ""
     for index, piece in enumerate(_chop(line, room - _size(quote), anywhere=before is not None)):
         shown = quote + piece if index else piece
-        yield _Line(shown, _size(shown), rank if not index else _IN_CODE, before, after, must_cut=index > 0)
+        yield _Line(shown, _size(shown), rank if not index else _IN_CODE, before, after)
 
 
 def _chop(line: str, room: int, *, anywhere: bool) -> Iterator[str]:
-    """Pieces of at most ``room`` bytes: to the end of a sentence, else of a word, in the second half; else full."""
+    """Pieces of at most ``room`` bytes: to the end of a sentence, else of a word, in the second half; else full.
+
+    Each but the last is more than half a part, and the last does not fit beside the one before it: no two share a part.
+    """
     data = line.encode("utf-8", "surrogatepass")
     position = 0
     while len(data) - position > room:
@@ -180,7 +182,7 @@ def _choose_end(lines: list[_Line], start: int, limit: int) -> int:
         if used + reserve > limit:
             break
         following = index + 1
-        if following == len(lines) or lines[following].must_cut:
+        if following == len(lines):
             return following
         rank = lines[following].rank
         if used >= limit * _FILL.get(rank, 0):

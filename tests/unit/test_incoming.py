@@ -42,6 +42,8 @@ def formatted(html: str, body: str = "body") -> dict[str, Any]:
         ("<ol start=9><li>x<br>y</li><li>z</li></ol>", "9. x\n   y\n10. z"),
         ("<ol start='-1x'><li>x</li></ol>", "1. x"),
         ("<blockquote><p>a</p><blockquote>b</blockquote></blockquote>c", "> a\n>\n> > b\n\nc"),
+        ("<ul><li><blockquote><p>a</p></blockquote></li></ul><p>b</p>", "- > a\n\nb"),
+        ("<blockquote>" * 50 + "x", "> " * 8 + "x"),
         ("<ul><li>a<pre>b</pre></li></ul>", "- a\n\n  ```\n  b\n  ```"),
         ("<a href='https://example.org/a b(c)'>x [y]</a>", "[x \\[y\\]](https://example.org/a%20b%28c%29)"),
         ("see <a href='https://example.org'>https://example.org</a>.", "see https://example.org."),

@@ -137,6 +137,7 @@ def test_means(body: str, expected: str) -> None:
         "@al-bundy",
         "@O'Al",
         "https://example.org/@Scout",
+        "https://example.org/?by=@Scout",
         "medium.example/@Scout/x",
         "@ Scout",
         "`@Scout`",

@@ -132,6 +132,12 @@ def test_a_long_line_of_code_is_cut_without_new_line_breaks_in_a_part() -> None:
     assert "".join(contents).replace("\n", "") == "é" * 500
 
 
+@given(st.text(min_size=50, max_size=300), st.integers(64, 120))
+def test_a_long_line_gets_no_line_break_within_a_part(text: str, limit: int) -> None:
+    line = "".join(text.split()) + "word. " * 30
+    assert all("\n" not in part for part in split(line, limit))
+
+
 def test_code_that_mentions_fences_is_one_block() -> None:
     text = "````md\n" + "```\nx\n```\n    ````\n" * 30 + "````"
     blocks = [block for part in split(text, 150) for block in code_blocks(part)]

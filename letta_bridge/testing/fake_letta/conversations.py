@@ -90,7 +90,8 @@ class ConversationRoutes:
         if field != "created_at":
             spoken = [one for one in found if one.last_message_at is not None]
             spoken.sort(key=lambda one: one.last_message_at or now(), reverse=newest)
-            found = spoken + [one for one in found if one.last_message_at is None]
+            # those never written to come last, and the other way round
+            found = spoken + [one for one in reversed(found) if one.last_message_at is None]
         if "after" in query:
             ids = [one.id for one in found]
             if query["after"] not in core.db.conversations:

@@ -90,7 +90,7 @@ class Execution:
                     "Cannot process approval response: No tool call is currently awaiting approval. "
                     "Please send a regular message to interact with the agent."
                 )
-            inputs = inputs or [{"role": "user", "content": [{"type": "text", "text": KEEP_ALIVE}]}]
+            inputs = inputs or [{"role": "user", "content": KEEP_ALIVE}]
         if answers is not None and pending is not None:
             check_answers(pending, answers)
         if any(not rows.text_of(message["content"]) for message in inputs):
@@ -258,7 +258,7 @@ class Execution:
     def _model_error(self, code: int) -> TurnFailure:
         if code != 413:
             return ModelError(code)
-        if len(self._context) <= 3:
+        if len(self._context) <= 1:
             return ContextFull(compacted=False)
         # Letta compacts the context and tries again; the summary shows up as a user message
         alert = {"type": "system_alert", "message": "Note: prior messages have been hidden from view."}
@@ -345,7 +345,7 @@ class Execution:
         self.error = failure.http(agents_route=self.order.agents_route)
         self._over(stop)
         status = "failed" if background or not self.order.streaming else failure.status
-        if status == "failed":
+        if status == "failed" and self.order.tracked:
             seen = {**message, "seq_id": None} if self.order.streaming else str(failure)
             self.run_.metadata = {**self.run_.metadata, "error": seen}
         recorded = stop if self.order.streaming or self.run_.background else None

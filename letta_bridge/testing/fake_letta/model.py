@@ -45,13 +45,13 @@ def choose_words(
 def call_deltas(call: Json, *, waits: bool) -> list[Json]:
     """A tool call in the pieces in which it is streamed: its name first, then its arguments.
 
-    The absent half is null or missing, depending on who is to run the tool.
+    The absent half is null when the call waits for somebody, else it is missing.
     """
     call_id = call["tool_call_id"]
     first: Json = {"name": call["name"], "tool_call_id": call_id}
     nameless: Json = {}
     if waits:
         first = {"name": call["name"], "arguments": None, "tool_call_id": call_id}
-        nameless = {} if call["client"] else {"name": None}
+        nameless = {"name": None}
     pieces = re.findall(r"\S+\s*", call["arguments"])
     return [first, *({**nameless, "arguments": piece, "tool_call_id": call_id} for piece in pieces)]

@@ -13,13 +13,16 @@ def text_of(content: Any) -> str:
     """The text of a message's content as the model gets it."""
     if isinstance(content, str):
         return content
-    return "\n\n".join(part.get("text", "") if part.get("type") == "text" else "[Image omitted]" for part in content)
+    texts = "\n\n".join(part.get("text", "") for part in content if part.get("type") == "text")
+    return texts + " [Image omitted]" * sum(part.get("type") == "image" for part in content)
 
 
 def _stored(content: Any) -> Any:
     """Content as the history gives it back: parts get more fields, images an id of the server."""
     if isinstance(content, str):
         return content
+    if len(content) == 1 and content[0].get("type") == "text":
+        return content[0].get("text", "")
     parts: list[Json] = []
     for part in content:
         if part.get("type") == "image":

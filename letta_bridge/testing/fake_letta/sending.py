@@ -10,7 +10,7 @@ from .engine import Execution
 from .faults import FAULT, Fault, drop
 from .orders import Order
 from .state import Agent, Conversation, Run
-from .wire import NO_REDIS, EventLog, answer, now, refuse
+from .wire import NO_REDIS, EventLog, answer, new_id, now, refuse
 
 
 def start(
@@ -54,13 +54,14 @@ async def respond(
     """Run a turn and answer with it. ``lock_key`` names the thread on the routes that lock."""
     if order.streaming:
         return await _stream(core, request, agent, conversation, order, run_type, lock_key)
+    token = _token(order)
     if lock_key is not None and conversation is None and core.redis:
-        core.acquire(lock_key, _token(order))
+        core.acquire(lock_key, token)
     else:
         lock_key = None  # on a conversation only streams lock
     execution, task = start(core, agent, conversation, order, run_type, lock_key=lock_key)
     if core.redis and lock_key is not None:
-        _remember(core, order, execution.run_)
+        _remember(core, order, execution.run_, token)
     await asyncio.shield(task)
     if execution.error is not None:
         raise execution.error
@@ -103,20 +104,20 @@ def _refuse_background(core: Core, agent: Agent, conversation: Conversation | No
         metadata={"run_type": run_type, "error": text},
         lock_key=None,
         status="failed",
-        completed_at=now(),
     )
+    run.completed_at = now()
     core.db.add_run(run)
     refuse(503, text)
 
 
 def _token(order: Order) -> str:
     """The key of a request: the ordered list of all its otids. Global over agents and conversations."""
-    return "\x00".join(["request", *order.otids]) if order.otids else f"request\x00{id(order)}\x00{now()}"
+    return "\x00".join(["request", *order.otids]) if order.otids else new_id("request")
 
 
-def _remember(core: Core, order: Order, run: Run, token: str | None = None) -> None:
+def _remember(core: Core, order: Order, run: Run, token: str) -> None:
     """Note by which otids the run can be found again."""
-    for key in (token or _token(order), *order.otids):
+    for key in (token, *order.otids):
         core.db.otid_runs[key] = run.id
 
 

@@ -9,6 +9,7 @@ from .state import Agent, Block, Conversation, Row, Run, Step, Tool
 from .wire import ORGANISATION, USER, Json, moment, new_id, now, second
 
 USAGE = {"completion_tokens": 10, "prompt_tokens": 100, "total_tokens": 110}
+_CACHE_KEYS = ("cached_tokens", "cache_read_tokens", "cache_creation_tokens")
 MODEL_ENDPOINT = "http://127.0.0.1:9/v1"
 
 _TOOL_PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -289,8 +290,8 @@ def step_json(step: Step, model: str) -> Json:
         "cached_input_tokens": None,
         "cache_write_tokens": None,
         "reasoning_tokens": None,
-        "completion_tokens_details": None,
-        "prompt_tokens_details": None,
+        "completion_tokens_details": None if step.failed else {"reasoning_tokens": 0},
+        "prompt_tokens_details": None if step.failed else {key: 0 for key in _CACHE_KEYS},
         "stop_reason": step.stop_reason,
         "tags": [],
         "tid": None,
