@@ -11,10 +11,9 @@ import json
 import logging
 from collections.abc import Mapping
 from typing import Any, cast
-from urllib.parse import quote
 
 import aiohttp
-from mautrix.api import HTTPAPI, Method, Path, PathBuilder
+from mautrix.api import HTTPAPI, MediaPath, Method, Path, PathBuilder
 from mautrix.errors import MatrixConnectionError, MatrixRequestError
 from mautrix.util.logging import TraceLogger
 
@@ -189,16 +188,17 @@ class Intent:
         path: PathBuilder | str,
         content: Any = None,
         headers: dict[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
     ) -> Any:
         """One call for work that nobody waits for: a rate limit is waited out, a few times."""
         for _ in range(_WAITS):
             try:
-                return await self.request(method, path, content, headers=headers)
+                return await self.request(method, path, content, query, headers)
             except HomeserverError as error:
                 if error.status != 429:
                     raise
                 await asyncio.sleep(error.retry_after or 1.0)
-        return await self.request(method, path, content, headers=headers)
+        return await self.request(method, path, content, query, headers)
 
     # -- accounts
 
@@ -232,8 +232,8 @@ class Intent:
 
     async def upload(self, data: bytes, content_type: str, name: str) -> str:
         """Upload media; returns its ``mxc://`` URI."""
-        path = f"_matrix/media/v3/upload?filename={quote(name)}"
-        answer = await self.patiently(Method.POST, path, data, {"Content-Type": content_type})
+        headers = {"Content-Type": content_type}
+        answer = await self.patiently(Method.POST, MediaPath.v3.upload, data, headers, {"filename": name})
         return str(answer.get("content_uri", ""))
 
     # -- rooms

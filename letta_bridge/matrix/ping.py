@@ -20,9 +20,9 @@ _LONGEST_PAUSE = 30.0
 _HINTS = {
     "M_UNKNOWN_TOKEN": "the homeserver does not know as_token: is the registration loaded, and is it this one?",
     "M_FORBIDDEN": "the homeserver refuses as_token or the id: is the registration loaded, and is it this one?",
-    "M_NOT_FOUND": "the homeserver has no appservice ping (Synapse 1.82, Tuwunel 1.0 or newer), or not this appservice",
+    "M_NOT_FOUND": "the homeserver is too old for appservice pings, or does not know this appservice",
     "M_URL_NOT_SET": "the registration has no url",
-    "M_CONNECTION_FAILED": "the homeserver cannot connect to appservice.url: address, port, firewall, container network?",
+    "M_CONNECTION_FAILED": "the homeserver cannot connect to appservice.url: address, port, firewall, network?",
     "M_CONNECTION_TIMEOUT": "the homeserver's connection to appservice.url timed out",
     "M_BAD_STATUS": "the bridge refused the homeserver's ping: does hs_token differ between config and registration?",
 }
@@ -49,6 +49,7 @@ class Pinger:
         self._interval = interval
         self._after = after
         self._said: str | None = None
+        self._registered = False
         self.ok = False
 
     async def run(self) -> None:
@@ -71,12 +72,22 @@ class Pinger:
         txn_id = secrets.token_hex(8)
         arrived = self._intake.expect_ping(txn_id)
         try:
-            await self._homeserver.bot.ping(self._id, txn_id)
+            await self._ask(txn_id)
             # with several replicas behind one address another one may have got it: the homeserver's word is enough
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(arrived.wait(), 0.1)
         finally:
             self._intake.forget_ping(txn_id)
+
+    async def _ask(self, txn_id: str) -> None:
+        try:
+            await self._homeserver.bot.ping(self._id, txn_id)
+        except HomeserverError as error:
+            if not error.forbidden or self._registered:
+                raise
+            self._registered = True  # the very first start: Synapse does not know the bot's user yet
+            await self._homeserver.bot.register()
+            await self._homeserver.bot.ping(self._id, txn_id)
 
     def _failed(self, error: HomeserverError) -> None:
         what = f"{error.status} {error.errcode}"

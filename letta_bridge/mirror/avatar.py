@@ -16,15 +16,17 @@ from ..db.database import clean
 from ..ids import AgentID
 from .picture import make_picture
 
-_MXC = re.compile(r"mxc://[A-Za-z0-9.:\[\]-]{1,255}/[A-Za-z0-9_-]{1,255}\Z")
+_MXC = re.compile(
+    r"mxc://(?:[A-Za-z0-9][A-Za-z0-9.-]{0,229}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?/[A-Za-z0-9_-]{1,255}\Z"
+)
 _URL = re.compile(r"https?://[\x21-\x5b\x5d-\x7e]{1,2000}\Z", re.IGNORECASE)  # printable ASCII without a backslash
 _KEYS = ("avatar", "avatar_url")
 _LONGEST_SOURCE = 2048
 _MAGIC = (
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), "image/png", "png"),
-    (re.compile(rb"\xff\xd8\xff"), "image/jpeg", "jpg"),
-    (re.compile(rb"GIF8[79]a"), "image/gif", "gif"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), "image/webp", "webp"),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "image/png"),
+    (re.compile(rb"\xff\xd8\xff"), "image/jpeg"),
+    (re.compile(rb"GIF8[79]a"), "image/gif"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), "image/webp"),
 )
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -40,7 +42,6 @@ class Picture:
 
     data: bytes
     content_type: str
-    filename: str
 
 
 def avatar_source(metadata: Mapping[str, Any]) -> str:
@@ -126,7 +127,7 @@ class Avatars:
 
     async def generated(self, agent_id: AgentID) -> Picture:
         """The picture that follows from the agent's id."""
-        return Picture(await asyncio.to_thread(make_picture, agent_id), "image/png", "avatar.png")
+        return Picture(await asyncio.to_thread(make_picture, agent_id), "image/png")
 
     async def get(self, agent_id: AgentID, source: str) -> Picture:
         """The picture at ``source`` (an http or https address), or the generated one when that is ``""``.
@@ -197,7 +198,7 @@ class Avatars:
 
 def _identified(data: bytes) -> Picture:
     """By its first bytes, not by what the server calls it."""
-    for magic, content_type, ending in _MAGIC:
+    for magic, content_type in _MAGIC:
         if magic.match(data):
-            return Picture(data, content_type, f"avatar.{ending}")
+            return Picture(data, content_type)
     raise AvatarError("it is not a PNG, JPEG, GIF or WebP picture")

@@ -57,14 +57,18 @@ class Listings:
         """
         if self._absent.get(mxid, 0.0) > self._clock():
             return None
+        if isinstance(self._last, AgentListing) and (known := self._in(self._last, mxid)) and self.wanted(known):
+            return known
         listing = await self.get()
-        for agent in listing.agents:
-            if self._names.mxid(agent.id) == mxid:
-                return agent if self.wanted(agent) else None
+        if agent := self._in(listing, mxid):
+            return agent if self.wanted(agent) else None
         if not listing.complete:
             raise LettaError(Kind.UNREACHABLE, "the list of agents could not be read to its end")
         self._remember_absent(mxid)
         return None
+
+    def _in(self, listing: AgentListing, mxid: MXID) -> Agent | None:
+        return next((agent for agent in listing.agents if self._names.mxid(agent.id) == mxid), None)
 
     def _remember_absent(self, mxid: MXID) -> None:
         now = self._clock()

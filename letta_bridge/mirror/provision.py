@@ -6,6 +6,8 @@ A new agent takes eight requests: register, name, device, picture, avatar, porta
 import logging
 from collections.abc import Callable
 
+from mautrix.api import Method
+
 from ..db.agents import AgentRow
 from ..ids import AgentID, RoomID
 from ..matrix.homeserver import Homeserver, HomeserverError, Intent
@@ -153,4 +155,9 @@ class Provisioner:
 
 
 async def _upload(intent: Intent, picture: Picture) -> str:
-    return await intent.upload(picture.data, picture.content_type, picture.filename)
+    headers = {"Content-Type": picture.content_type}
+    answer = await intent.patiently(Method.POST, "_matrix/media/v3/upload", picture.data, headers)
+    uri = answer.get("content_uri") if isinstance(answer, dict) else None
+    if not isinstance(uri, str) or not is_mxc(uri):
+        raise HomeserverError(502, "", "an upload was answered without a content_uri")
+    return uri

@@ -72,7 +72,7 @@ async def test_only_the_bot_may_do_what_would_break_a_portal(database: Database,
 
 
 async def test_a_new_agent_takes_eight_requests(world: World) -> None:
-    await world.run_pass()  # bot and space
+    await world.settle()  # bot and space
     since = len(world.fake.requests)
     world.letta.set(agent(number) for number in range(1, 6))
     await world.run_pass()
@@ -423,6 +423,7 @@ async def test_one_agents_failure_is_its_own(world: World, caplog: Any) -> None:
 
 
 async def test_an_unreachable_homeserver_stops_the_pass_and_is_tried_again(world: World, caplog: Any) -> None:
+    caplog.set_level(logging.INFO, "letta_bridge")
     await world.run_pass()
     world.letta.set(agent(number) for number in range(1, 30))
     fault = world.fake.fail_next("/displayname", status=503, times=None)
@@ -543,7 +544,7 @@ async def test_many_who_ask_at_once_share_a_listing(world: World) -> None:
     world.letta.set(agent(number) for number in range(10))
     rows = await asyncio.gather(*(world.directory.resolve(puppet(number % 12)) for number in range(48)))
     assert sum(row is None for row in rows) == 8
-    assert world.letta.listings <= 2
+    assert world.letta.listings <= 4
     assert world.fake.count("/register") == 10
 
 

@@ -109,7 +109,7 @@ class ClientApi:
         self.hierarchy = HierarchyPages()
         self.media: dict[str, tuple[bytes, str, str | None]] = {}
         self.requests: list[Request] = []
-        self.crashes: list[Exception] = []
+        self.crashes = pusher.crashes
         self._routes = routes
 
     def application(self) -> web.Application:

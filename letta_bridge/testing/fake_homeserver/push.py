@@ -1,6 +1,9 @@
 """What both pushers share: the log, holding, the HTTP request to the appservice, and waiting for quiet."""
 
 import asyncio
+import io
+import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +17,8 @@ from .errors import MatrixError
 from .events import JSON, Event
 from .homeserver import Homeserver
 from .rooms import Room
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -56,6 +61,7 @@ class BasePusher:
         self.appservice = appservice
         self.settings = settings
         self.log: list[Transaction] = []
+        self.crashes: list[Exception] = []
         self.on_log: Callable[[], None] = hs.notify
         self._session: aiohttp.ClientSession | None = None
         self._wake = asyncio.Event()
@@ -70,10 +76,12 @@ class BasePusher:
         """Begin pushing."""
         if self._session is None:
             self._session = aiohttp.ClientSession()
+            # aiohttp repeats a PUT by itself when the connection breaks; a homeserver's failed attempt is a failure
+            self._session._retry_connection = False
         self._up.set()
         self._wake.set()
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="fake-homeserver-pusher")
+            self._task = asyncio.create_task(self._guarded(), name="fake-homeserver-pusher")
 
     async def stop(self) -> None:
         """Stop for good or until the next start; what is queued stays queued."""
@@ -94,6 +102,14 @@ class BasePusher:
         """Send again."""
         self._open.set()
         self._wake.set()
+
+    async def _guarded(self) -> None:
+        try:
+            await self._run()
+        except Exception as bug:  # the boundary: a bug of the fake, raised when it closes
+            logger.exception("the fake pusher failed")
+            self.crashes.append(bug)
+            self.on_log()
 
     async def _run(self) -> None:
         raise NotImplementedError
@@ -178,11 +194,13 @@ class BasePusher:
         entry.event_ids = [event["event_id"] for event in entry.events]
         self.log.append(entry)
         url = f"{self.appservice.url}/_matrix/app/v1/transactions/{quote(txn_id, safe='')}"
+        headers = {"Content-Type": "application/json", **self._headers()}
+        data = io.BytesIO(json.dumps(body).encode())
         status = 0
         try:
             assert self._session is not None
             async with self._session.put(
-                url, json=body, headers=self._headers(), params=self._params(), timeout=self._timeout()
+                url, data=data, headers=headers, params=self._params(), timeout=self._timeout()
             ) as answer:
                 await answer.read()
                 status = answer.status
@@ -201,7 +219,9 @@ class BasePusher:
         assert self._session is not None
         url = f"{self.appservice.url}/_matrix/app/v1/transactions/{quote(txn_id, safe='')}"
         headers = {"Content-Type": "application/json", **headers}
-        async with self._session.put(url, data=body, headers=headers, params=params, timeout=self._timeout()) as answer:
+        async with self._session.put(
+            url, data=io.BytesIO(body), headers=headers, params=params, timeout=self._timeout()
+        ) as answer:
             return answer.status, await answer.text(errors="replace")
 
     def device_counts(self, rooms: list[Room]) -> dict[str, Any]:

@@ -212,6 +212,8 @@ class FakeHomeserver:
         """Return when the condition holds; it is looked at after every change. AssertionError after ``timeout``."""
         deadline = asyncio.get_running_loop().time() + timeout
         while not condition():
+            if self.api.crashes:
+                raise self.api.crashes[0]
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0:
                 raise AssertionError(f"{what} did not come true within {timeout} s")

@@ -13,7 +13,7 @@ def text_of(content: Any) -> str:
     """The text of a message's content as the model gets it."""
     if isinstance(content, str):
         return content
-    texts = "\n\n".join(part.get("text", "") for part in content if part.get("type") == "text")
+    texts = "\n\n".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
     return texts + " [Image omitted]" * sum(part.get("type") == "image" for part in content)
 
 
@@ -22,7 +22,7 @@ def _stored(content: Any) -> Any:
     if isinstance(content, str):
         return content
     if len(content) == 1 and content[0].get("type") == "text":
-        return content[0].get("text", "")
+        return str(content[0].get("text", ""))
     parts: list[Json] = []
     for part in content:
         if part.get("type") == "image":

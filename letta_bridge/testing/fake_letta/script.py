@@ -57,8 +57,11 @@ def directives(text: str) -> Behaviour:
     """Read the directives anywhere in ``text``.
 
     ``#hang S``, ``#slow N D``, ``#error CODE``, ``#errorafter N``, ``#tool NAME {json}``, ``#approve NAME {json}``,
-    ``#reason TEXT`` and ``#say TEXT`` (both to the end of the line).
+    ``#reason TEXT`` and ``#say TEXT`` (both to the end of the line). Of an envelope of the bridge only the lines of
+    the message count, not what it quotes in its head.
     """
+    if text.startswith("[letta_bridge v"):
+        text = "\n".join(line for line in text.split("\n") if line.startswith("|"))
     found: dict[str, Any] = {}
     if match := re.search(r"#hang ([\d.]+)", text):
         found["hang"] = float(match[1])
