@@ -52,6 +52,8 @@ def loop_watch(request: pytest.FixtureRequest) -> Iterator[None]:
     with blockbuster_ctx("letta_bridge", excluded_modules=["letta_bridge.testing"]) as watch:
         for function in watch.functions.values():  # opening files once, before any work, is no harm
             function.can_block_in("letta_bridge/db/database.py", {"open", "_take_lock", "__init__"})
+            # asyncpg looks for its certificate files whenever it connects
+            function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_dsn_and_args"})
         yield
 
 

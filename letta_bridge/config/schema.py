@@ -273,9 +273,10 @@ class LimitsConfig:
         1000,
     )
     reply_part_kib: int = _key(
-        Number("a whole number of KiB from 1 to 48", 1, 48, whole=True),
-        "The largest part, in KiB, into which a long answer is split. A Matrix event holds 64 KiB in all.",
-        32,
+        Number("a whole number of KiB from 1 to 24", 1, 24, whole=True),
+        "The largest part, in KiB, into which a long answer is split. A Matrix event holds 64 KiB in all, and holds "
+        "the text more than once.",
+        16,
     )
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from ..matrix.markdown import render
 
 CONTENT_KEY = f"{PREFIX}.message"
 """Content key of everything the bridge says: ``{"version": 1, "txn": …, "agent": …, "answers": [event ids]}``."""
+
+_LARGEST_CONTENT = 60_000
+"""Bytes; an event may have 65,536 with everything that the homeserver adds (spec, "Size limits")."""
 
 
 def txn_id(sender: MXID, room_id: RoomID, source: str, kind: str, part: int) -> str:
@@ -64,25 +68,31 @@ class Voice:
 def text_content(
     text: str, target: ReplyTarget, *, msgtype: str, marker: dict[str, Any], replaces: bool = False
 ) -> dict[str, Any]:
-    """An ``m.room.message`` content with explicit mentions. With ``replaces`` it is an edit whose ``m.relates_to``
-    the outbox completes with the event id.
+    """An ``m.room.message`` content with explicit mentions, so that ``@room`` and names in the text ring nobody.
+
+    With ``replaces`` it is an edit; the outbox completes its ``m.relates_to`` with the event id. What would not fit
+    into an event loses its formatting, never its text.
     """
     rendered = render(text)
     body: dict[str, Any] = {"msgtype": msgtype, "body": rendered.body}
-    if rendered.html is not None:
-        body |= {"format": "org.matrix.custom.html", "formatted_body": rendered.html}
+    html = {} if rendered.html is None else {"format": "org.matrix.custom.html", "formatted_body": rendered.html}
     mentions = {"user_ids": list(target.mention)} if target.mention else {}
-    if not replaces:
+    if replaces:
+        # the edit itself mentions nobody: it would ring again. Its own body is for clients that do not know edits
+        content: dict[str, Any] = {"msgtype": msgtype, "body": f"* {rendered.body}", "m.mentions": {}}
+        content |= {"m.new_content": body | html | {"m.mentions": mentions}, "m.relates_to": {"rel_type": "m.replace"}}
+    else:
         relation = target.relation()
-        content = body | {"m.mentions": mentions} | ({"m.relates_to": relation} if relation else {})
-        return content | {CONTENT_KEY: marker}
-    # an edit pings nobody anew (spec: m.mentions of the edit itself); the new content keeps the original's mentions
-    content = body | {"m.mentions": {}, "m.new_content": body | {"m.mentions": mentions}}
-    content["body"] = f"* {rendered.body}"
-    if rendered.html is not None:
-        content["formatted_body"] = f"* {rendered.html}"
-    content["m.relates_to"] = {"rel_type": "m.replace"}
-    return content | {CONTENT_KEY: marker}
+        content = body | html | {"m.mentions": mentions} | ({"m.relates_to": relation} if relation else {})
+    content[CONTENT_KEY] = marker
+    if html and _size(content) > _LARGEST_CONTENT:
+        formatted: dict[str, Any] = content["m.new_content"] if replaces else content
+        del formatted["format"], formatted["formatted_body"]
+    return content
+
+
+def _size(content: dict[str, Any]) -> int:
+    return len(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
 
 
 def message(

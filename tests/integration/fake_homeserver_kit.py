@@ -19,7 +19,7 @@ tuwunel = pytest.mark.parametrize("hs", ["tuwunel"], indirect=True)
 
 
 class Bridge:
-    """An appservice that records what it is given; answers with ``status``, as long as ``gate`` is open."""
+    """An appservice that records what it is given; answers with ``status`` (0: cuts) while ``gate`` is open."""
 
     def __init__(self) -> None:
         self.status = 200
@@ -45,9 +45,12 @@ class Bridge:
         self.arrived.set()
         await self.gate.wait()
         self.raw.append((request.match_info["id"], dict(request.headers), dict(request.query), raw))
+        if self.status == 0:
+            assert request.transport is not None
+            request.transport.abort()
         if self.status == 200:
             self.bodies.append(json.loads(raw))
-        return web.json_response({}, status=self.status)
+        return web.json_response({}, status=self.status or 500)
 
     async def _question(self, request: web.Request) -> web.Response:
         self.asked.append(request.match_info["name"])
@@ -130,5 +133,3 @@ async def portal(client: Client, alice: Person, *ghosts: str, **body: Any) -> st
 
 def message(text: str) -> dict[str, str]:
     return {"msgtype": "m.text", "body": text}
-
-

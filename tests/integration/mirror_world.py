@@ -187,7 +187,9 @@ class World:
 
     def portals(self, number: int) -> list[str]:
         """Rooms that say they are this agent's portal."""
-        return [room for room in self.fake.hs.rooms if self.state(room, PORTAL_STATE).get("agent_id") == agent_id(number)]
+        return [
+            room for room in self.fake.hs.rooms if self.state(room, PORTAL_STATE).get("agent_id") == agent_id(number)
+        ]
 
     def spaces(self) -> list[str]:
         return [room for room in self.fake.hs.rooms if self.state(room, SPACE_STATE)]

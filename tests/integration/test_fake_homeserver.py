@@ -7,7 +7,12 @@ import time
 
 import aiohttp
 import pytest
-from fake_homeserver_kit import (
+from mautrix.appservice import AppService
+from mautrix.types import EventType, MessageType, RoomID, TextMessageEventContent, UserID
+
+from letta_bridge.testing.fake_homeserver import FakeHomeserver, MatrixError, example_registration
+
+from .fake_homeserver_kit import (
     BOT,
     GHOST,
     OTHER,
@@ -21,10 +26,6 @@ from fake_homeserver_kit import (
     message,
     portal,
 )
-from mautrix.appservice import AppService
-from mautrix.types import EventType, MessageType, RoomID, TextMessageEventContent, UserID
-
-from letta_bridge.testing.fake_homeserver import FakeHomeserver, MatrixError, example_registration
 
 __all__ = ["alice", "bridge", "client", "hs"]
 
@@ -114,7 +115,7 @@ async def test_media(hs, client) -> None:
     assert (await client(GHOST, "GET", "config", api="media/v3"))[0] == (200 if real else 403)
     _, config = await client(GHOST, "GET", "media", "config", api="client/v1")
     assert config["m.upload.size"] == (52_428_800 if real else 25_165_824)
-    big = b"x" * (config["m.upload.size"] + 1)
+    big = io.BytesIO(b"x" * (config["m.upload.size"] + 1))
     url = f"{hs.url}/_matrix/media/v3/upload"
     async with client.session.post(url, data=big, headers={"Authorization": "Bearer test-as-token"}) as answer:
         assert (answer.status, (await answer.json())["errcode"]) == (413, "M_TOO_LARGE")
@@ -192,15 +193,15 @@ async def test_failing_answers(hs, client, alice) -> None:
     assert (await client(GHOST, *send, "1", body=message("x")))[0] == 200
     hs.fail_next(r"/send/", status=502, after_processing=True)
     assert (await client(GHOST, *send, "2", body=message("y")))[0] == 502
-    fault = hs.fail_next(r"/send/", method="PUT", after_processing="disconnect")
+    assert [(r.method, r.user_id, r.status) for r in hs.requests[-4:]] == [
+        ("PUT", GHOST, status) for status in (429, 429, 200, 502)
+    ]
+    fault = hs.fail_next(r"/send/", method="PUT", times=None, after_processing="disconnect")
     with pytest.raises(aiohttp.ClientError):
         await client(GHOST, *send, "3", body=message("z"))
-    assert fault.hits == 1
+    assert fault.hits == hs.count(r"/send/m\.room\.message/3$", method="PUT") > 0  # aiohttp may try twice
     assert [m.body for m in alice.messages(room)] == ["x", "y", "z"]
-    assert [(r.method, r.user_id, r.status) for r in hs.requests[-5:]] == [
-        ("PUT", GHOST, status) for status in (429, 429, 200, 502, 0)
-    ]
-    assert hs.count(r"/send/m\.room\.message/3$", method="PUT") == 1
+    assert hs.requests[-1].status == 0
 
 
 async def test_delays_and_outages(hs, bridge, client, alice) -> None:
@@ -263,10 +264,8 @@ async def test_unknown_routes_and_a_bug_of_the_fake_itself(bridge) -> None:
             client = Client(hs)
             try:
                 assert (await client(BOT, "GET", "sync"))[1]["errcode"] == "M_UNRECOGNIZED"
-                hs.hs.rooms["!broken"] = property(lambda _: 1 // 0)  # type: ignore[assignment]
-                hs.hs.room = lambda _: 1 // 0  # type: ignore[assignment, method-assign, return-value]
-                assert (await client(BOT, "GET", "rooms", "!r", "event", "$e"))[0] in (404, 500)
-                await client(BOT, "POST", "rooms", "!r", "leave")
+                hs.hs.room = lambda _: 1 // 0
+                assert (await client(None, "POST", "rooms", "!r", "leave"))[0] == 500
             finally:
                 await client.session.close()
 
@@ -355,6 +354,7 @@ async def test_power_guards_encryption_and_the_space_lists_children(hs, client, 
 # ---- with mautrix, and the cost
 
 
+@pytest.mark.filterwarnings("ignore:loop argument is deprecated")
 async def test_mautrix_works_with_it(hs, bridge, alice) -> None:
     registration = example_registration()
     az = AppService(
@@ -374,7 +374,7 @@ async def test_mautrix_works_with_it(hs, bridge, alice) -> None:
         await ghost.set_displayname("Mau")
         room = RoomID(await alice.create_dm(ghost.mxid))
         await ghost.ensure_joined(room)
-        await ghost.send_message(room, TextMessageEventContent(msgtype="m.text", body="purr"))  # type: ignore[arg-type]
+        await ghost.send_message(room, TextMessageEventContent(msgtype=MessageType.TEXT, body="purr"))
         assert (await alice.wait_message(room, sender=ghost.mxid)).body == "purr"
         await ghost.set_typing(room, 5000)
         assert alice.typing(room) == [ghost.mxid]
@@ -386,9 +386,9 @@ async def test_mautrix_works_with_it(hs, bridge, alice) -> None:
         await az.stop()
 
 
-async def test_it_is_quick_and_leaves_nothing_behind(bridge) -> None:
-    before = asyncio.all_tasks()
-    async with FakeHomeserver(appservice_url=bridge.url) as hs:
+async def test_it_is_quick_and_leaves_nothing_behind() -> None:
+    before, bridge = asyncio.all_tasks(), Bridge()
+    async with FakeHomeserver(appservice_url=await bridge.start()) as hs:
         client = Client(hs)
         await client.register(GHOST)
         alice = await hs.person("alice")
@@ -401,5 +401,6 @@ async def test_it_is_quick_and_leaves_nothing_behind(bridge) -> None:
         assert (time.monotonic() - begun) / 200 < 0.02  # a few milliseconds, with room for a busy machine
         await alice.set_typing(room)
         await client.session.close()
+    await bridge.runner.cleanup()
     assert bridge.texts == [f"{number}" for number in range(200)]
     assert asyncio.all_tasks() == before

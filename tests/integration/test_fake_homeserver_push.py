@@ -3,7 +3,8 @@
 import itertools
 
 import pytest
-from fake_homeserver_kit import BOT, GHOST, alice, both, bridge, client, hs, message, portal, synapse, tuwunel
+
+from .fake_homeserver_kit import BOT, GHOST, alice, both, bridge, client, hs, message, portal, synapse, tuwunel
 
 __all__ = ["alice", "bridge", "client", "hs"]
 
@@ -81,8 +82,23 @@ async def test_synapse_counts_backs_off_and_retries_only_events(hs, bridge, clie
     assert ids == sorted(ids) and ids.count(ids[0]) >= 4 and ids[-1] == ids[0] + 1
     assert attempts[0].ephemeral and not attempts[1].ephemeral
     assert bridge.texts == ["one", "two"]
-    pauses = [b.started - a.started for a, b in zip(attempts, attempts[1:], strict=False)]
+    pauses = [b.started - a.started for a, b in itertools.pairwise(attempts)]
     assert pauses[0] >= 0.01 and pauses[1] >= 0.02
+
+
+@both
+async def test_a_broken_connection_is_one_failed_attempt(hs, bridge, client, alice) -> None:
+    room = await portal(client, alice, GHOST)
+    await hs.wait_pushed()
+    hs.push_settings.backoff_scale = 1000
+    taken, attempts, bridge.status = len(bridge.raw), len(hs.transactions), 0
+    await alice.send(room, "cut")
+    await hs.wait_until(lambda: hs.transactions[-1].status == 0)
+    assert (len(bridge.raw) - taken, len(hs.transactions) - attempts) == (1, 1)
+    bridge.status = 200
+    await client(None, "POST", "appservice", "letta", "ping", api="client/v1")
+    await hs.wait_pushed()
+    assert bridge.texts == ["cut"]
 
 
 @synapse
@@ -193,5 +209,3 @@ async def test_unsigned_has_what_the_flavour_gives(hs, bridge, client, alice) ->
     unsigned = bridge.bodies[-1]["events"][-1]["unsigned"]
     expected = {"age"} if hs.flavour.name == "synapse" else {"transaction_id"}
     assert set(unsigned) == expected
-
-

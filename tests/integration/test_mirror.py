@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from .mirror_world import ALICE, BOT, DOMAIN, World, agent, agent_id, alias, new_world, puppet
 
 from letta_bridge.config.schema import AgentFilter, LettaConfig
 from letta_bridge.db.database import Database
@@ -22,15 +21,14 @@ from letta_bridge.mirror.directory import LANE
 from letta_bridge.mirror.maker import PORTAL_STATE
 from letta_bridge.mirror.settings import MirrorSettings
 
-NewWorld = Callable[..., AbstractAsyncContextManager[World]]
+from .mirror_world import ALICE, BOT, DOMAIN, World, agent, agent_id, alias, new_world, puppet
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    db = Database(f"sqlite:{tmp_path / 'bridge.db'}")
-    await db.open()
-    yield db
-    await db.close()
+async def database(tmp_path: Path, database_uri: str) -> AsyncIterator[Database]:
+    """An open, empty one; on both engines."""
+    async with open_database(tmp_path, database_uri) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -42,7 +40,9 @@ async def world(database: Database) -> AsyncIterator[World]:
 # -- new agents
 
 
-@pytest.mark.parametrize(("flavour", "version"), [("synapse", None), ("synapse", "11"), ("tuwunel", None), ("tuwunel", "12")])
+@pytest.mark.parametrize(
+    ("flavour", "version"), [("synapse", None), ("synapse", "11"), ("tuwunel", None), ("tuwunel", "12")]
+)
 async def test_every_agent_gets_everything(database: Database, flavour: Any, version: str | None) -> None:
     async with new_world(database, flavour, room_version=version, invite=(ALICE,)) as world:
         world.letta.set(agent(number, description=f"Knows {number}") for number in range(1, 13))
@@ -209,7 +209,13 @@ async def test_a_refused_picture_holds_nothing_up(world: World) -> None:
 async def test_the_spaces_name_follows_the_configuration_and_not_the_other_way(world: World) -> None:
     await world.settle()
     (space,) = world.spaces()
-    world.fake.hs.put_state(world.fake.hs.accounts.identify(world.fake.appservice.as_token, None, None), space, "m.room.name", "", {"name": "Ours"})
+    world.fake.hs.put_state(
+        world.fake.hs.accounts.identify(world.fake.appservice.as_token, None, None),
+        space,
+        "m.room.name",
+        "",
+        {"name": "Ours"},
+    )
     await world.settle()
     assert world.state(space, "m.room.name") == {"name": "Ours"}
     await world.restart(dataclasses.replace(world.settings, space_name="Renamed"))

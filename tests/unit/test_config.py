@@ -203,7 +203,7 @@ def test_a_key_in_the_wrong_section_is_led_home(write: Write) -> None:
         ("ignored_senders", ["telegram_*"], "a pattern over full Matrix ids"),
         ("conversation.stream", "yes", "true or false"),
         ("limits.messages_per_minute", 0, "1 or more"),
-        ("limits.reply_part_kib", 64, "1 to 48"),
+        ("limits.reply_part_kib", 64, "1 to 24"),
         ("logging.level", "LOUD", "DEBUG, INFO"),
     ],
 )

@@ -34,7 +34,16 @@ def test_source(metadata: dict[str, Any], source: str) -> None:
 
 def test_mxc() -> None:
     assert is_mxc("mxc://example.org/AbC-_9") and is_mxc("mxc://[::1]:8448/x")
-    for wrong in ("mxc://example.org/", "mxc:///x", "mxc://../x", "mxc://a/b/c", "mxc://a/b?c", "mxc://a/..", "https://a/b", "mxc://a b/c"):
+    for wrong in (
+        "mxc://example.org/",
+        "mxc:///x",
+        "mxc://../x",
+        "mxc://a/b/c",
+        "mxc://a/b?c",
+        "mxc://a/..",
+        "https://a/b",
+        "mxc://a b/c",
+    ):
         assert not is_mxc(wrong)
 
 
@@ -111,7 +120,9 @@ async def server(dns: Dns) -> AsyncIterator[Callable[..., str]]:
 def _avatars(**options: Any) -> Avatars:
     """Avatars from pics.example; the loopback of the test's server counts as public unless said otherwise."""
     options.setdefault("permitted", lambda _: True)
-    return Avatars(("pics.example", "127.0.0.1", "::1", "2130706433", "0x7f.1", "169.254.169.254"), 1000, 2.0, **options)
+    return Avatars(
+        ("pics.example", "127.0.0.1", "::1", "2130706433", "0x7f.1", "169.254.169.254"), 1000, 2.0, **options
+    )
 
 
 async def test_no_source_gives_the_generated_picture() -> None:
@@ -134,7 +145,9 @@ async def test_pictures_are_known_by_their_bytes(server: Any, data: bytes, kind:
     assert (await _avatars().get(AGENT, url)).content_type == kind
 
 
-@pytest.mark.parametrize("data", [b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<html>", b"RIFF1234WAVE", b"\x89PN"])
+@pytest.mark.parametrize(
+    "data", [b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<html>", b"RIFF1234WAVE", b"\x89PN"]
+)
 async def test_other_things_are_refused(server: Any, data: bytes) -> None:
     url = await server(lambda _: web.Response(body=data, content_type="image/png"))
     with pytest.raises(AvatarError, match="not a PNG"):

@@ -168,9 +168,9 @@ class Person:
         return self._reader().state_event(room, event_type, state_key, False)
 
     def timeline(self, room: str) -> list[JSON]:
-        """All events that this person may see, oldest first."""
+        """All events that this person may see, oldest first; nothing before the join."""
         found = self._server.hs.room(room)
-        if found is None or found.membership(self.mxid) is None:
+        if found is None or not (found.membership(self.mxid) == "join" or found.was_member(self.mxid)):
             return []
         out: list[JSON] = []
         token: str | None = None

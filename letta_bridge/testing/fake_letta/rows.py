@@ -14,7 +14,8 @@ def text_of(content: Any) -> str:
     if isinstance(content, str):
         return content
     texts = "\n\n".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
-    return texts + " [Image omitted]" * sum(part.get("type") == "image" for part in content)
+    images = len([part for part in content if part.get("type") == "image"])
+    return texts + " [Image omitted]" * images
 
 
 def _stored(content: Any) -> Any:
