@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from letta_bridge.db.agents import AgentRow, Agents
@@ -220,6 +221,17 @@ class World:
             assert len(self.fake.hs.accounts.users[puppet(number)].devices) == 1
             assert self.state(portal, "m.space.parent", space) == {"via": [DOMAIN], "canonical": True}
             assert portal in self.children()
+
+
+@contextlib.asynccontextmanager
+async def open_database(folder: Path, uri: str) -> AsyncIterator[Database]:
+    """An open database; a relative SQLite path starts from ``folder``."""
+    database = Database(uri, base=folder)
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
 
 
 def open_homeserver(fake: FakeHomeserver) -> Homeserver:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +11,6 @@ from aiohttp import web
 from .wire import answer
 
 How = int | Literal["disconnect", "hang"]
-
-FAULT = "letta_bridge_fault"
-"""Where a request carries the fault that is to strike it late."""
 
 
 @dataclass(slots=True)
@@ -54,3 +52,7 @@ def drop(request: web.Request) -> None:
     """Cut the connection as a crash would: no farewell."""
     if request.transport is not None:
         request.transport.abort()
+
+
+LATE: ContextVar[Fault | None] = ContextVar("LATE", default=None)
+"""The fault that is to strike the request in hand after it has been worked on. Set anew for every request."""

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from .core import Core
 from .engine import Execution
-from .faults import FAULT, Fault, drop
+from .faults import LATE, Fault, drop
 from .orders import Order
 from .state import Agent, Conversation, Run
 from .wire import NO_REDIS, EventLog, answer, new_id, now, refuse
@@ -132,7 +132,7 @@ async def _write(
     core: Core, request: web.Request, log: EventLog, run_id: str, *, pings: bool, after: int = 0
 ) -> web.StreamResponse:
     """Stream ``log`` to the client until it ends or the client is gone."""
-    fault: Fault | None = request.get(FAULT)
+    fault = LATE.get()
     if fault is not None and fault.after_processing:
         await log.finished()
         return await fault.strike(request)

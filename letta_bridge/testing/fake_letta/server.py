@@ -12,7 +12,7 @@ from aiohttp import web
 from .agents import AgentRoutes, add_agent, change_agent
 from .conversations import ConversationRoutes, add_conversation
 from .core import Core, Settings
-from .faults import FAULT, Fault, How
+from .faults import LATE, Fault, How
 from .messages import MessageRoutes
 from .misc import MiscRoutes
 from .orders import Order
@@ -49,6 +49,10 @@ class FakeLetta:
     def url(self) -> str:
         """The base URL; it stays the same over restarts."""
         return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def redis(self) -> bool:
+        return self._core.redis
 
     @property
     def settings(self) -> Settings:
@@ -274,8 +278,7 @@ class FakeLetta:
         fault = next((fault for fault in self._core.faults if fault.claims(request)), None)
         if fault is not None and not fault.late:
             return await fault.strike(request)
-        if fault is not None:
-            request[FAULT] = fault
+        LATE.set(fault)
         response = await self._handle(request, handler)
         if fault is not None and fault.after_processing and not response.prepared:
             return await fault.strike(request)

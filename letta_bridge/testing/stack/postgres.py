@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -10,12 +12,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from letta_bridge.testing.stack.install import ensure, postgres_home
 from letta_bridge.testing.stack.process import ChildProcess, StackError, Tick, child_environment, free_port
 
 _UNPRIVILEGED = "nobody"
+_PREFIX = "letta-bridge-postgres-"
+_LOCK = "in-use"
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -39,6 +43,7 @@ class LocalPostgres:
         self._tick = tick
         self._user = _UNPRIVILEGED if os.getuid() == 0 else None
         self._folder = Path()
+        self._in_use: IO[str] | None = None
         self._process: ChildProcess | None = None
 
     def url(self, database: str) -> str:
@@ -48,7 +53,7 @@ class LocalPostgres:
     async def __aenter__(self) -> Self:
         """Start it; raises StackError when it cannot be installed or started."""
         await asyncio.to_thread(ensure, "postgres")
-        self._folder = _open_folder()
+        self._folder, self._in_use = await asyncio.to_thread(_open_folder)
         try:
             await self._start()
         except BaseException:
@@ -67,8 +72,9 @@ class LocalPostgres:
             if self._process:
                 await self._process.stop(signal.SIGINT)  # PostgreSQL's fast shutdown: clients are disconnected
         finally:
-            if self._folder != Path():
+            if self._in_use:
                 shutil.rmtree(self._folder, ignore_errors=True)
+                self._in_use.close()
 
     async def create_database(self, name: str) -> str:
         """A new, empty database; returns its URL."""
@@ -153,10 +159,23 @@ def _can_run(program: Path, user: str) -> bool:
     return answer.returncode == 0
 
 
-def _open_folder() -> Path:
-    """A new temporary folder below one that every user can enter."""
+def _open_folder() -> tuple[Path, IO[str]]:
+    """A new temporary folder below one that every user can enter, and the lock that says that it is in use.
+
+    Folders that runs left behind which were killed are removed on the way.
+    """
     for base in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        place = Path(base)
-        if place.is_dir() and all(step.stat().st_mode & 0o001 for step in (place, *place.resolve().parents)):
-            return Path(tempfile.mkdtemp(prefix="letta-bridge-postgres-", dir=place))
-    return Path(tempfile.mkdtemp(prefix="letta-bridge-postgres-"))
+        place = Path(base).resolve()
+        if place.is_dir() and all(step.stat().st_mode & 0o001 for step in (place, *place.parents)):
+            break
+    else:
+        place = Path(tempfile.gettempdir())
+    for old in place.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError), (old / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(old, ignore_errors=True)
+    # it gets its name once it is locked, or another run could take it for one that was left behind
+    folder = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=place))
+    in_use = (folder / _LOCK).open("w")
+    fcntl.flock(in_use, fcntl.LOCK_EX)
+    return folder.rename(place / folder.name.removeprefix(".")), in_use
