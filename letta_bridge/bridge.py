@@ -111,6 +111,7 @@ class LettaBridge:
             homeserver=self.homeserver,
             directory=self.directory,
             permissions=permissions,
+            agents=self.agents,
             inbox=self.inbox,
             outbox=self.outbox,
             rooms=self.rooms,

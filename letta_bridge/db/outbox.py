@@ -123,13 +123,14 @@ class Outbox:
         content = await self._db.fetchval("SELECT content FROM outbox WHERE txn_id = $1", txn_id)
         return None if content is None else dict(json.loads(content))
 
-    async def spoken(self, event_id: EventID) -> tuple[MXID, dict[str, Any]] | None:
-        """Which of our users sent this event, and its content as it stands after edits."""
+    async def spoken(self, room_id: RoomID, event_id: EventID) -> tuple[MXID, dict[str, Any]] | None:
+        """Which of our users sent this event of this room, and its content as it stands after edits."""
         row = await self._db.fetchrow(
             "SELECT o.sender, COALESCE((SELECT e.content FROM outbox e WHERE e.edits = o.txn_id "
             "ORDER BY e.seq DESC LIMIT 1), o.content) AS content "
-            "FROM outbox o WHERE o.sent_event_id = $1 AND o.sent_event_id <> ''",
+            "FROM outbox o WHERE o.sent_event_id = $1 AND o.sent_event_id <> '' AND o.room_id = $2",
             event_id,
+            room_id,
         )
         if row is None:
             return None

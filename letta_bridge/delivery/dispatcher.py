@@ -29,7 +29,8 @@ from .rooms import RoomEntry
 log = logging.getLogger(__name__)
 
 _TRIES = 5
-_TRY_AGAIN = 5.0
+_FIRST_WAIT = 0.5
+_LONGEST_WAIT = 60.0
 _STATE_TYPES = frozenset(("m.room.member", "m.room.name", "m.room.encryption"))
 
 
@@ -66,6 +67,7 @@ class Dispatcher:
         self._entry = entry
         self._commands = commands
         self._per_minute = messages_per_minute
+        self._waits: dict[RoomID, int] = {}
 
     async def handle(self, fence: Fence) -> float | None:
         """Dispatch everything that the room of the lane has waiting."""
@@ -76,17 +78,24 @@ class Dispatcher:
             while (event := await self._inbox.head(room_id)) is not None:
                 await self._guarded(fence, event)
         except (HomeserverError, LettaError) as error:
-            log.warning("dispatch waits", extra={"action": "dispatch_waits", "room": room_id, "why": str(error)})
-            return _TRY_AGAIN
+            tries = self._waits.get(room_id, 0)
+            self._waits[room_id] = tries + 1
+            if not tries:
+                extra = {"action": "dispatch_waits", "room": room_id, "why": str(error)}
+                log.warning("an event cannot be dispatched yet", extra=extra)
+            return float(min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** min(tries, 10)))
+        self._waits.pop(room_id, None)
         return None
 
     async def _guarded(self, fence: Fence, event: StoredEvent) -> None:
         """The boundary at which an event that cannot be handled becomes a dead letter instead of blocking its room."""
         try:
             await self._one(fence, event)
-        except (FencedError, HomeserverError, LettaError):
+        except (FencedError, LettaError):
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, HomeserverError) and error.passing:
+                raise
             extra = {"action": "dispatch_failed", "event": event.event_id, "attempt": event.attempts + 1}
             log.exception("event could not be dispatched", extra=extra)
             if event.attempts + 1 < _TRIES:
@@ -191,7 +200,7 @@ class Dispatcher:
 
     async def _quoted(self, room: RoomView, event_id: EventID) -> tuple[MXID | None, Mapping[str, Any]]:
         """Who wrote an event of this room and what it says: from our tables, else from the homeserver."""
-        if spoken := await self._outbox.spoken(event_id):
+        if spoken := await self._outbox.spoken(room.room_id, event_id):
             return spoken
         stored = await self._inbox.event(event_id)
         if (stored is None or stored.get("room_id") != room.room_id) and room.puppets:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import errors
-from ..db.agents import AgentRow
+from ..db.agents import AgentRow, Agents
 from ..db.database import Connection
 from ..db.inbox import Inbox, StoredEvent
 from ..db.memory import Told
@@ -33,6 +33,7 @@ class RoomEntry:
         homeserver: Homeserver,
         directory: Directory,
         permissions: Permissions,
+        agents: Agents,
         inbox: Inbox,
         outbox: Outbox,
         rooms: Rooms,
@@ -43,6 +44,7 @@ class RoomEntry:
         self._homeserver = homeserver
         self._directory = directory
         self._permissions = permissions
+        self._agents = agents
         self._inbox = inbox
         self._outbox = outbox
         self._rooms = rooms
@@ -72,7 +74,9 @@ class RoomEntry:
             return "dispatched", "invited by the bridge itself"
         grant = self._permissions.grant(event.sender)
         if grant.level < Level.USER:
-            await self._turn_away(event, mxid, grant)
+            if mxid == self._homeserver.bot_mxid or await self._agents.by_mxid(mxid) is not None:
+                await self._turn_away(event, mxid, grant)
+            # else: strangers cannot make us create users by inviting made-up names
             return "dispatched", f"invitation refused: {grant}"
         intent = await self._intent(mxid)
         if intent is None:
