@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 
 from letta_bridge.demo.world import Agent, World
 from letta_bridge.ids import MXID, EventID, RoomID
@@ -13,6 +14,9 @@ from letta_bridge.testing.person import MatrixRefusal, Message
 _HELP = "/agents lists them, /to NAME (or a number) changes to another one, !stop ends an answer, /quit leaves."
 _CLEAR_LINE = "\r\x1b[2K"
 _LOOK_S = 0.1
+_SETTLED_S = 0.7
+_UNFINISHED = " …"
+"""How the bridge ends the text of an answer that is still being written."""
 
 
 class Chat:
@@ -27,6 +31,7 @@ class Chat:
         self._shown: dict[EventID, str] = {}
         self._open: EventID | None = None
         self._typing = False
+        self._changed = 0.0
 
     async def run(self) -> None:
         """Chat until the person has enough."""
@@ -114,10 +119,10 @@ class Chat:
             await asyncio.sleep(_LOOK_S)
 
     def _show(self, message: Message) -> None:
-        before, now = self._shown.get(message.event_id), message.body
+        before, now = self._shown.get(message.event_id), message.body.rstrip(_UNFINISHED)
         if before == now:
             return
-        self._shown[message.event_id] = now
+        self._shown[message.event_id], self._changed = now, time.monotonic()
         if before is not None and self._open == message.event_id and now.startswith(before):
             print(now[len(before) :], end="", flush=True)
             return
@@ -130,7 +135,7 @@ class Chat:
         if busy and not self._typing and self._open is None:
             print(f"{_CLEAR_LINE}… is typing", end="", flush=True)
             self._typing = True
-        elif not busy and (self._open is not None or self._typing):
+        elif not busy and (self._open or self._typing) and time.monotonic() - self._changed >= _SETTLED_S:
             print(_CLEAR_LINE if self._open is None else "\n", end="")
             self._open, self._typing = None, False
             self._prompt()
