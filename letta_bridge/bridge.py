@@ -49,10 +49,12 @@ class LettaBridge:
     Args:
         config: the validated configuration.
         backend: the Letta to use instead of the configured V1 server.
+        turns: how turns are run and shown instead of what the configuration says.
     """
 
-    def __init__(self, config: Config, backend: Backend | None = None) -> None:
+    def __init__(self, config: Config, backend: Backend | None = None, turns: TurnSettings | None = None) -> None:
         self._config = config
+        self._turn_settings = turns or turn_settings(config)
         self.db = Database(config.database.uri, config.base)
         self.inbox = Inbox(self.db)
         self.outbox = Outbox(self.db)
@@ -145,7 +147,7 @@ class LettaBridge:
                 sender=sender,
                 presence=self.presence,
                 troubles=Troubles(self.turns, self.outbox, self._told, self.agents, self.lanes),
-                settings=_turn_settings(config),
+                settings=self._turn_settings,
             )
         )
         self.lanes.handle("room", dispatcher.handle)
@@ -278,7 +280,8 @@ def _mirror_settings(config: Config) -> MirrorSettings:
     )
 
 
-def _turn_settings(config: Config) -> TurnSettings:
+def turn_settings(config: Config) -> TurnSettings:
+    """What the configuration says about turns."""
     return TurnSettings(
         timeout=config.letta.turn_timeout,
         attempts=config.limits.turn_attempts,

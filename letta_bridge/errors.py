@@ -98,6 +98,11 @@ ASKS_APPROVAL = (
     "I want to use the tool “{tool}”, and that needs an approval, which cannot be given from Matrix yet. "
     "Say !stop to deny it, or decide in Letta."
 )
+FAILED_MIDWAY = (
+    "I read your message, but something failed in the middle of my work, after I had begun to use tools. I do not "
+    "start again by myself, so that nothing is done twice; ask me to go on."
+)
+CANCELLED_IN_LETTA = "it was cancelled in Letta"
 SAID_NOTHING = "(I finished without saying anything.)"
 STOPPED_EARLY = "(My answer ended early: {reason}.)"
 

@@ -123,6 +123,14 @@ class Outbox:
         content = await self._db.fetchval("SELECT content FROM outbox WHERE txn_id = $1", txn_id)
         return None if content is None else dict(json.loads(content))
 
+    async def text_of(self, txn_id: str) -> str | None:
+        """The text of an event nobody edited for good; ``""`` when it was edited, None when there is no such row."""
+        content = await self.content_of(txn_id)
+        if content is None:
+            return None
+        edited = await self._db.fetchval("SELECT 1 FROM outbox WHERE edits = $1", txn_id)
+        return "" if edited else str(content.get("body", ""))
+
     async def spoken(self, room_id: RoomID, event_id: EventID) -> tuple[MXID, dict[str, Any]] | None:
         """Which of our users sent this event of this room, and its content as it stands after edits."""
         row = await self._db.fetchrow(

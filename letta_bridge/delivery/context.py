@@ -9,6 +9,7 @@ from ..db.outbox import Outbox
 from ..db.turns import Turns
 from ..ids import AgentID
 from ..letta.backend import Backend
+from ..letta.errors import Kind
 from .lanes import Lanes
 from .presence import Presence
 from .sender import Sender
@@ -30,6 +31,10 @@ class TurnSettings:
         first_event_s: seconds after acceptance until it first shows.
         max_edits: events that one streamed message may cost beyond its first.
         part_bytes: largest Markdown text of one event.
+        busy_pause: seconds between two tries while another run has the conversation.
+        approval_pause: seconds between two tries while an approval is pending.
+        key_pause: seconds between two tries while Letta refuses the key.
+        unknown_pause: seconds between two looks for a turn of which nothing can be said yet.
     """
 
     timeout: float = 600.0
@@ -39,6 +44,15 @@ class TurnSettings:
     first_event_s: float = 1.0
     max_edits: int = 50
     part_bytes: int = 16 * 1024
+    busy_pause: float = 2.0
+    approval_pause: float = 15.0
+    key_pause: float = 30.0
+    unknown_pause: float = 5.0
+
+    def pause_of(self, kind: Kind) -> float | None:
+        """Seconds between two tries while ``kind`` lasts; None where the pause grows with the outage."""
+        pauses = {Kind.BUSY: self.busy_pause, Kind.APPROVAL: self.approval_pause, Kind.BAD_KEY: self.key_pause}
+        return pauses.get(kind)
 
 
 @dataclass(slots=True)

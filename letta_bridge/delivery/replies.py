@@ -21,7 +21,8 @@ _REASONS = {
     "invalid_tool_call": "the model called a tool wrongly",
     "invalid_llm_response": "the model's answer could not be used",
 }
-_LIVE_MARK = " …"
+LIVE_MARK = " …"
+"""Ends a text that is still growing."""
 
 
 class Replies:
@@ -50,28 +51,28 @@ class Replies:
         """The newest message of the turn."""
         return self._answers[-1]
 
-    def first_txn(self, speech: Speech) -> str:
-        """The transaction id of the message's first event."""
-        return txn_id(self._voice.sender, self._turn.room_id, self._turn.source, "answer", speech.index)
+    def first_txn(self, index: int) -> str:
+        """The transaction id of the first event of the turn's message number ``index``."""
+        return txn_id(self._voice.sender, self._turn.room_id, self._turn.source, "answer", index)
 
     def _first_target(self, speech: Speech) -> ReplyTarget:
         return self._target if speech.index == 0 else self._target.continued()
 
     def opening(self, speech: Speech) -> Outgoing:
         """The first event of a message that is still being said."""
-        return self._answer(speech, self._head(speech.text) + _LIVE_MARK)
+        return self._answer(speech, self._head(speech.text) + LIVE_MARK)
 
     def live_edit(self, speech: Speech, text: str) -> Outgoing:
         """A live edit; never stored, its id changes with its number."""
         return message(
             self._voice,
-            self._head(text) + _LIVE_MARK,
+            self._head(text) + LIVE_MARK,
             self._first_target(speech),
             source=self._turn.source,
             kind=f"live:{self._turn.attempt}:{speech.index}",
             part=speech.edits,
             answers=self._answers,
-            edits=self.first_txn(speech),
+            edits=self.first_txn(speech.index),
         )
 
     def _head(self, text: str) -> str:
@@ -108,7 +109,7 @@ class Replies:
                 kind=f"final:{self._turn.attempt}",
                 part=speech.index,
                 answers=self._answers,
-                edits=self.first_txn(speech),
+                edits=self.first_txn(speech.index),
             )
             out = [edit]
         for number, part in enumerate(more, start=1):
@@ -138,7 +139,7 @@ class Replies:
         if ended.stop_reason == "requires_approval" and renderer.approvals:
             return [self.about("approval", errors.ASKS_APPROVAL.format(tool=renderer.approvals[0].name[:80]))]
         if ended.stop_reason == "cancelled":
-            return [self.about("cancelled", errors.STOPPED_EARLY.format(reason="it was cancelled in Letta"))]
+            return [self.about("cancelled", errors.STOPPED_EARLY.format(reason=errors.CANCELLED_IN_LETTA))]
         if ended.stop_reason not in _FINE:
             reason = _REASONS.get(ended.stop_reason, f"Letta says “{ended.stop_reason[:60]}”")
             return [self.about("ended", errors.STOPPED_EARLY.format(reason=reason))]

@@ -17,14 +17,15 @@ from ..letta.errors import Delivery, Kind, LettaError
 from .context import TurnContext
 from .lanes import Fence
 from .reader import StreamReader
-from .replies import Replies
+from .replies import LIVE_MARK, Replies
 from .speech import Renderer, Speech, whole
 
 log = logging.getLogger(__name__)
 
-_UNKNOWN_PAUSE = 5.0
 _OPENING_CONFIRM = 30.0
-_WAITS = {Kind.BUSY: 2.0, Kind.APPROVAL: 15.0, Kind.BAD_KEY: 30.0}
+_ORPHAN = "orphan"
+"""Wait reason of a run that we cancel because Letta forgot it: its messages are handed over again."""
+_BROKEN_MARK = "\n\n*(broken off)*"
 _STOPPED_MARK = "\n\n*(stopped)*"
 
 
@@ -41,6 +42,7 @@ class TurnRun:
         self._turn = turn
         self._puppet = puppet
         self._told_waiting = bool(turn.wait_reason)
+        self._speeches: list[Speech] = []
         self.stop = asyncio.Event()
         if turn.stop_by:
             self.stop.set()
@@ -98,6 +100,7 @@ class TurnRun:
             outcome = await self._find(RunID(turn.run_id) if turn.run_id else None, messages)
             if isinstance(outcome, Live) and self._c.outage.began_before(turn.running_for):
                 # Letta went away since the run began, so nobody works on it any more: it would stay "running" for ever
+                await self._note_wait(_ORPHAN)
                 await self._c.backend.cancel(turn.agent_id, outcome.run_id)
                 outcome = await self._find(outcome.run_id, messages)
         except LettaError as error:
@@ -137,17 +140,23 @@ class TurnRun:
         return await self._follow(stream, messages)
 
     async def _run_failed(self, outcome: RunFailed) -> float | None:
-        if not outcome.cancelled:
-            return await self._failed(LettaError(outcome.kind, outcome.detail, run_id=outcome.run_id))
         if self.stop.is_set():
             return await self._close_stopped(None, [])
-        # cancelled by an admin, or by us because it was dead: Letta has forgotten the messages
-        return await self._requeue(0.0, self._turn.wait_reason, failed=True)
+        if outcome.stored:  # what the agent did until then is done: starting again would do it twice
+            await self._tell_and_close(errors.FAILED_MIDWAY, f"midway:{outcome.kind.value}", outcome.detail)
+            return None
+        if not outcome.cancelled:
+            return await self._failed(LettaError(outcome.kind, outcome.detail, run_id=outcome.run_id))
+        if self._turn.wait_reason == _ORPHAN:
+            return await self._requeue(0.0, "", failed=True)
+        sentence = errors.STOPPED_EARLY.format(reason=errors.CANCELLED_IN_LETTA)
+        await self._tell_and_close(sentence, "cancelled", "cancelled in Letta")
+        return None
 
     async def _unknown(self, outcome: Unknown) -> float | None:
         settings = self._c.settings
         if self._turn.running_for < settings.timeout + 2 * settings.settle:
-            return _UNKNOWN_PAUSE
+            return settings.unknown_pause
         extra = {"action": "turn_uncertain", "turn": self._turn.turn_id, "why": outcome.detail}
         log.error("outcome of a turn stays unknown", extra=extra)
         await self._tell_and_close(errors.MAY_NOT_HAVE_BEEN_DELIVERED, "uncertain", outcome.detail)
@@ -158,6 +167,7 @@ class TurnRun:
     async def _follow(self, stream: AsyncIterator[TurnEvent], messages: list[TurnMessage]) -> float | None:
         settings = self._c.settings
         renderer = Renderer(settings.first_event_s, settings.max_edits)
+        self._speeches = renderer.speeches
         replies = self._replies(messages)
         try:
             async with aclosing(StreamReader(stream)) as reader:
@@ -274,7 +284,7 @@ class TurnRun:
         """The final of a message; what an earlier attempt or owner showed of it is edited."""
         opened = bool(speech.shown_txn)
         if not opened:
-            shown = await self._c.outbox.content_of(replies.first_txn(speech))
+            shown = await self._c.outbox.content_of(replies.first_txn(speech.index))
             if shown is not None:
                 rows = replies.final(speech, suffix, opened=False)
                 opened = bool(rows) and shown.get("body") != rows[0].content.get("body")
@@ -316,8 +326,6 @@ class TurnRun:
         """The call failed: what is unknown is looked up, what is known is acted upon."""
         if error.kind is Kind.TIMEOUT:
             await self._cancel_run()
-            rows = [row for speech in renderer.speeches for row in await self._final(replies, speech)]
-            await self._add(rows)
             return await self._give_up(Kind.TIMEOUT)
         if error.delivery is Delivery.NO:
             return await self._failed(error)
@@ -351,7 +359,7 @@ class TurnRun:
         agent_id = self._turn.agent_id
         if error.kind is Kind.UNREACHABLE:
             self._c.outage.seen()
-        delay = error.retry_after or _WAITS.get(error.kind) or self._c.outage.pause(agent_id)
+        delay = error.retry_after or self._c.settings.pause_of(error.kind) or self._c.outage.pause(agent_id)
         await self._requeue(delay, error.kind.value, failed=False)
         await self._c.troubles.tell_waiting(self._fence, agent_id, error.kind)
         return None  # the lane sees the time of the next try in the row
@@ -367,6 +375,11 @@ class TurnRun:
             await self._c.lanes.write(self._fence, lambda conn: self._c.turns.note_wait(conn, turn.turn_id, kind.value))
             await self._c.troubles.tell_waiting(self._fence, turn.agent_id, kind)
         return self._c.outage.pause(turn.agent_id)
+
+    async def _note_wait(self, reason: str) -> None:
+        turn_id = self._turn.turn_id
+        await self._c.lanes.write(self._fence, lambda conn: self._c.turns.note_wait(conn, turn_id, reason))
+        await self._reread()
 
     async def _requeue(self, delay: float, reason: str, *, failed: bool) -> float | None:
         """Back to the queue, as its head; the row says when it is tried again."""
@@ -386,8 +399,24 @@ class TurnRun:
 
     async def _tell_and_close(self, sentence: str, kind: str, detail: str) -> None:
         messages = await self._c.turns.messages(self._turn.turn_id)
-        rows = [self._replies(messages).about(kind, sentence)] if messages else []
+        rows: list[Outgoing] = []
+        if messages:
+            replies = self._replies(messages)
+            rows = [*await self._broken_off(replies), replies.about(kind, sentence)]
         await self._close("dead", detail, rows)
+
+    async def _broken_off(self, replies: Replies) -> list[Outgoing]:
+        """Close what was shown of an answer that will not go on; what only an earlier owner showed, too."""
+        rows: list[Outgoing] = []
+        for speech in self._speeches:
+            rows += await self._final(replies, speech, "" if speech.complete else _BROKEN_MARK)
+        index = len(self._speeches)
+        while (text := await self._c.outbox.text_of(replies.first_txn(index))) is not None:
+            if text.endswith(LIVE_MARK):
+                shown = Speech(index, "", [text.removesuffix(LIVE_MARK)])
+                rows += replies.final(shown, _BROKEN_MARK, opened=True)
+            index += 1
+        return rows
 
     async def _reread(self) -> None:
         turn = await self._c.turns.get(self._turn.turn_id)

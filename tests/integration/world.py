@@ -6,11 +6,11 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from letta_bridge.bridge import LettaBridge
+from letta_bridge.bridge import LettaBridge, turn_settings
 from letta_bridge.config import Config, parse
 from letta_bridge.testing.fake_homeserver import FakeHomeserver, Person
 from letta_bridge.testing.fake_letta import FakeLetta
@@ -48,6 +48,8 @@ class World:
     folder: Path
     database: str
     overrides: dict[str, Any] = field(default_factory=dict)
+    pace: dict[str, Any] = field(default_factory=lambda: {"settle": 0.2, "unknown_pause": 0.3})
+    """Pauses of turns that no configuration key has, shorter than in life (fields of TurnSettings)."""
     port: int = field(default_factory=free_port)
     bridge: LettaBridge | None = None
 
@@ -79,7 +81,8 @@ class World:
         """Start the bridge (again) and wait until it is ready and every agent is mirrored."""
         self.overrides |= {key.replace("__", "."): value for key, value in overrides.items()}
         self.hs.appservice_url = f"http://127.0.0.1:{self.port}"
-        self.bridge = LettaBridge(self.config())
+        config = self.config()
+        self.bridge = LettaBridge(config, turns=replace(turn_settings(config), **self.pace))
         await self.bridge.start()
         await until(lambda: self.bridge is not None and self.bridge.ready, why="bridge not ready")
         return self.bridge

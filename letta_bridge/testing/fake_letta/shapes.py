@@ -124,6 +124,22 @@ def system_prompt(agent: Agent, memory: dict[str, str], compiled: datetime) -> s
     )
 
 
+_AGENT_CONSTANTS: Json = {
+    "project_id": None,
+    "template_id": None,
+    "base_template_id": None,
+    "deployment_id": None,
+    "entity_id": None,
+    "identity_ids": [],
+    "identities": [],
+    "timezone": "UTC",
+    "max_files_open": 10,
+    "per_file_view_window_char_limit": 25000,
+    "hidden": None,
+}
+"""What the fake never varies of an agent."""
+
+
 def agent_json(agent: Agent, include: Collection[str] | None, pending: Row | None = None) -> Json:
     """An agent. ``include`` names the relations to show (``agent.tags`` …); ``None`` shows all but the approval."""
     every = include is None
@@ -177,13 +193,6 @@ def agent_json(agent: Agent, include: Collection[str] | None, pending: Row | Non
         "tags": list(agent.tags) if every or "agent.tags" in chosen else [],
         "tool_exec_environment_variables": [],
         "secrets": [],
-        "project_id": None,
-        "template_id": None,
-        "base_template_id": None,
-        "deployment_id": None,
-        "entity_id": None,
-        "identity_ids": [],
-        "identities": [],
         "pending_approval": pending.items[-1] if pending is not None and "agent.pending_approval" in chosen else None,
         "message_buffer_autoclear": False,
         "enable_sleeptime": None,
@@ -192,10 +201,7 @@ def agent_json(agent: Agent, include: Collection[str] | None, pending: Row | Non
         "last_run_completion": None,
         "last_run_duration_ms": None,
         "last_stop_reason": agent.last_stop_reason,
-        "timezone": "UTC",
-        "max_files_open": 10,
-        "per_file_view_window_char_limit": 25000,
-        "hidden": None,
+        **_AGENT_CONSTANTS,
     }
 
 
