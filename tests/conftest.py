@@ -22,8 +22,13 @@ from letta_bridge.testing.stack.synapse import LocalSynapse
 
 DOMAIN = "test.localhost"
 ADMIN = f"@admin:{DOMAIN}"
-# Starting counts as a part of the first test that needs a server; the real Letta takes half a minute.
-_SECONDS = {"letta_server": 300, "synapse": 180, "postgres_server": 180}
+# By the fixture and by the marker of tests that ask for it indirectly: the place in the order, and seconds for a test,
+# because starting a server counts as a part of the first test that needs it. The real Letta takes half a minute.
+_SERVERS = {
+    "postgres_server": ("postgres", 1, 180),
+    "synapse": ("e2e", 2, 180),
+    "letta_server": ("letta", 4, 300),
+}
 _WATCHED = ("integration", "crash")
 _numbers = itertools.count(1)
 
@@ -31,16 +36,19 @@ _numbers = itertools.count(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests without servers first, real Letta last; the time to start a server is added where one is needed."""
     for item in items:
-        names = getattr(item, "fixturenames", ())
-        seconds = max((value for name, value in _SECONDS.items() if name in names), default=None)
+        seconds = max((time for _, time in _needed(item)), default=None)
         if seconds and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(seconds))
-    items.sort(key=_order)
+    items.sort(key=lambda item: sum(place for place, _ in _needed(item)))
 
 
-def _order(item: pytest.Item) -> int:
+def _needed(item: pytest.Item) -> list[tuple[int, int]]:
     names = getattr(item, "fixturenames", ())
-    return ("postgres_server" in names) + 2 * ("synapse" in names) + 4 * ("letta_server" in names)
+    return [
+        (place, seconds)
+        for fixture, (marker, place, seconds) in _SERVERS.items()
+        if fixture in names or item.get_closest_marker(marker)
+    ]
 
 
 @pytest.fixture(autouse=True)

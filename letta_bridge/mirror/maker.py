@@ -122,7 +122,7 @@ class RoomMaker:
         try:
             made = await self._create({**request, "invite": [*must, *people]})
         except HomeserverError as error:
-            if not people or error.status in (0, 401, 429):
+            if not people or error.status in (0, 401, 429) or error.unknown_device:
                 raise
             log.warning(
                 "room not created together with its invitations, inviting later",

@@ -14,6 +14,7 @@ from .writer import Writer
 log = logging.getLogger(__name__)
 
 _EVER = 1e10
+_REFUSED = (400, 403, 404)
 
 
 class People:
@@ -72,7 +73,9 @@ class People:
         try:
             await self._homeserver.bot.invite(room_id, person)
         except HomeserverError as error:
-            pause = self._rests.failed(person) if error.passing else None
+            if error.status == 401 or error.unknown_device:
+                raise  # says nothing about the person
+            pause = None if error.status in _REFUSED else self._rests.failed(person)
             log.warning(
                 "invitation failed",
                 extra={

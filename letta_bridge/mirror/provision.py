@@ -6,8 +6,6 @@ A new agent takes eight requests: register, name, device, picture, avatar, porta
 import logging
 from collections.abc import Callable
 
-from mautrix.api import Method
-
 from ..db.agents import AgentRow
 from ..ids import AgentID, RoomID
 from ..matrix.homeserver import Homeserver, HomeserverError, Intent
@@ -21,6 +19,8 @@ from .trouble import unreachable
 from .writer import Writer
 
 log = logging.getLogger(__name__)
+
+_AVATAR_PAUSE = 900.0
 
 
 class Provisioner:
@@ -43,7 +43,7 @@ class Provisioner:
         self._avatars = avatars
         self._portals = portals
         self._people = people
-        self._avatar_rests: Rests[tuple[AgentID, str]] = Rests(900.0, 86400.0, clock)
+        self._avatar_rests: Rests[tuple[AgentID, str]] = Rests(_AVATAR_PAUSE, 86400.0, clock)
 
     def puppet_ready(self, row: AgentRow) -> bool:
         """Whether the puppet can act and be seen: registered, named, with its device."""
@@ -143,11 +143,11 @@ class Provisioner:
 
     async def _fall_back(self, row: AgentRow, intent: Intent, writer: Writer, error: AvatarError) -> AgentRow:
         """Show the generated picture instead, and try the named one again much later."""
-        self._avatar_rests.failed((row.agent_id, row.avatar))
-        log.warning(
-            "the avatar an agent names cannot be used",
-            extra={"action": "avatar_unusable", "agent": row.agent_id, "error": str(error)},
-        )
+        if self._avatar_rests.failed((row.agent_id, row.avatar)) == _AVATAR_PAUSE:  # said the first time only
+            log.warning(
+                "the avatar an agent names cannot be used",
+                extra={"action": "avatar_unusable", "agent": row.agent_id, "error": str(error)},
+            )
         if row.shown_avatar == "":
             return row
         await intent.set_avatar(await _upload(intent, await self._avatars.generated(row.agent_id)))
@@ -155,9 +155,7 @@ class Provisioner:
 
 
 async def _upload(intent: Intent, picture: Picture) -> str:
-    headers = {"Content-Type": picture.content_type}
-    answer = await intent.patiently(Method.POST, "_matrix/media/v3/upload", picture.data, headers)
-    uri = answer.get("content_uri") if isinstance(answer, dict) else None
-    if not isinstance(uri, str) or not is_mxc(uri):
-        raise HomeserverError(502, "", "an upload was answered without a content_uri")
+    uri = await intent.upload(picture.data, picture.content_type, "avatar")
+    if not is_mxc(uri):
+        raise HomeserverError(500, "", "an upload was answered without a content_uri")
     return uri

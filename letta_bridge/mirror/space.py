@@ -70,7 +70,7 @@ class Space:
         try:
             await self._ensure(writer)
         except (HomeserverError, MirrorError) as error:
-            if isinstance(error, HomeserverError) and unreachable(error):
+            if isinstance(error, HomeserverError) and (unreachable(error) or error.unknown_device):
                 raise
             self._rests.failed(_ROOM)
             if self.trouble != str(error):

@@ -27,7 +27,7 @@ async def world(tmp_path: Path, database_uri: str) -> AsyncIterator[World]:
 
 
 @pytest_asyncio.fixture
-async def sqlite_world(tmp_path: Path) -> AsyncIterator[World]:
-    """The same on SQLite alone, for what does not depend on the database."""
-    async with a_world(tmp_path, "sqlite:bridge.db") as made:
+async def sqlite_world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """The same on SQLite alone, for what does not depend on the database. Its parameter goes to FakeLetta."""
+    async with a_world(tmp_path, "sqlite:bridge.db", **getattr(request, "param", {})) as made:
         yield made

@@ -287,6 +287,19 @@ async def test_who_cannot_be_invited_keeps_no_room_from_coming_into_being(databa
         assert world.directory.progress == (2, 2, 0)
 
 
+@pytest.mark.parametrize(("status", "errcode"), [(401, "M_UNKNOWN_TOKEN"), (502, "M_UNKNOWN"), (500, "M_UNKNOWN")])
+async def test_a_failure_that_says_nothing_about_a_person_is_no_refusal(
+    world: World, status: int, errcode: str
+) -> None:
+    world.letta.set([agent(1)])
+    await world.settle()
+    bob = await world.fake.person("bob")
+    await world.restart(dataclasses.replace(world.settings, invite=(ALICE, MXID(bob.mxid))))
+    world.fake.fail_next("/invite$", status=status, errcode=errcode, times=2)
+    await world.settle()
+    assert len(bob.invites()) == 2
+
+
 async def test_an_invitation_that_was_only_logged_is_made_again_once(database: Database) -> None:
     async with new_world(database, "tuwunel", invite=(ALICE,)) as world:
         await world.run_pass()

@@ -12,7 +12,7 @@ from typing import Any
 
 from letta_bridge.bridge import LettaBridge, turn_settings
 from letta_bridge.config import Config, parse
-from letta_bridge.testing.fake_homeserver import FakeHomeserver, Person
+from letta_bridge.testing.fake_homeserver import FakeHomeserver, Person, Rendered
 from letta_bridge.testing.fake_letta import FakeLetta
 
 DOMAIN = "test.local"
@@ -123,6 +123,30 @@ class World:
         room = await person.create_dm(self.puppet(agent_id), text=text)
         await person.wait_joined(room, self.puppet(agent_id))
         return room
+
+
+async def settled(world: World) -> None:
+    """Everything that happened so far has reached the bridge and was decided there."""
+    await world.hs.wait_pushed()
+    assert world.bridge is not None
+    await until(world.bridge.inbox_is_empty, why="events wait to be decided")
+
+
+def notices(person: Person, room: str) -> list[Rendered]:
+    """What the bridge itself said in the room, as the person sees it."""
+    return [message for message in person.messages(room) if message.msgtype == "m.notice"]
+
+
+async def a_group(world: World, **overrides: Any) -> tuple[str, str, str, Person, Person]:
+    """A room of Alice and Bob with the agents Ada and Basil."""
+    ada, basil = world.letta.add_agent("Ada"), world.letta.add_agent("Basil")
+    alice, bob = await world.hs.person("alice"), await world.hs.person("bob", auto_join=True)
+    await world.start(**overrides)
+    room = await alice.create_room(invite=[bob.mxid, world.puppet(ada), world.puppet(basil)])
+    for agent in (ada, basil):
+        await alice.wait_joined(room, world.puppet(agent))
+    await settled(world)
+    return room, ada, basil, alice, bob
 
 
 @asynccontextmanager

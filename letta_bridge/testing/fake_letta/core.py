@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from .faults import Fault
+from .faults import Fault, Gate
 from .script import Behaviour, Hold, Reply, ToolFunction
 from .state import Agent, Conversation, Database, Turn
 from .wire import ApiError, missing, refuse
@@ -44,6 +44,7 @@ class Core:
         self.requests: list[tuple[str, str]] = []
         self.holds: list[Hold] = []
         self.faults: list[Fault] = []
+        self.gates: list[Gate] = []
         self.functions: dict[str, ToolFunction] = {}
         self.crashes: list[BaseException] = []
         self._scripts: dict[str | None, deque[Behaviour]] = {}

@@ -8,6 +8,7 @@ from typing import Literal
 
 from aiohttp import web
 
+from .script import Hold
 from .wire import answer
 
 How = int | Literal["disconnect", "hang"]
@@ -46,6 +47,23 @@ class Fault:
             drop(request)
         await asyncio.Event().wait()  # until the client, or the server, is gone
         raise AssertionError("unreachable")
+
+
+@dataclass(slots=True)
+class Gate:
+    """Where the next request to a path waits before the server works on it."""
+
+    path: re.Pattern[str]
+    method: str | None
+    hold: Hold
+    taken: bool = False
+
+    async def pass_(self, request: web.Request) -> None:
+        """Wait here if this is the request that is meant."""
+        fits = self.path.search(request.path) and self.method in (None, request.method)
+        if fits and not self.taken:
+            self.taken = True
+            await self.hold.wait()
 
 
 def drop(request: web.Request) -> None:

@@ -12,7 +12,7 @@ from aiohttp import web
 from .agents import AgentRoutes, add_agent, change_agent
 from .conversations import ConversationRoutes, add_conversation
 from .core import Core, Settings
-from .faults import LATE, Fault, How
+from .faults import LATE, Fault, Gate, How
 from .messages import MessageRoutes
 from .misc import MiscRoutes
 from .orders import Order
@@ -271,10 +271,18 @@ class FakeLetta:
         self._core.faults.append(fault)
         return fault
 
+    def hold_next(self, path_regex: str, *, method: str | None = None) -> Hold:
+        """Let the next request to a path wait, before the server works on it, until the hold is released."""
+        hold = Hold(None)
+        self._core.gates.append(Gate(re.compile(path_regex), method, hold))
+        return hold
+
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """What happens to every request: it is counted, may fail on order, must have the password, gets its errors."""
         self._core.requests.append((request.method, request.path))
+        for gate in self._core.gates:
+            await gate.pass_(request)
         fault = next((fault for fault in self._core.faults if fault.claims(request)), None)
         if fault is not None and not fault.late:
             return await fault.strike(request)
