@@ -181,6 +181,7 @@ class LettaBridge:
         self._build()
         await self.directory.start()
         left_typing = await self.turns.running_rooms()
+        await self.turns.end_all_waits()  # what was corrected may be the reason of this start
         await self._note_gaps()
         await self.lanes.start()
         self._runner = web.AppRunner(self.intake.app, access_log=None, keepalive_timeout=330, handle_signals=False)

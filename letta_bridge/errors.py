@@ -42,7 +42,7 @@ TROUBLES: dict[Kind, Trouble] = {
     ),
     Kind.BUSY: Trouble(
         Fate.WAIT,
-        "I am busy with something that did not come from Matrix. Your message waits for its turn.",
+        "I am still busy with another run in Letta. Your message waits for its turn.",
     ),
     Kind.APPROVAL: Trouble(
         Fate.WAIT,
@@ -117,8 +117,8 @@ MAY_NOT_INVITE = (
 MAY_NOT_STOP = "You are not allowed to stop this agent."
 NO_SUCH_AGENT = "There is no such agent on the connected Letta, so nobody would answer here."
 TOO_FAST = (
-    "You have sent more than {limit} messages within a minute. This one was not delivered; please send it again in a "
-    "moment."
+    "You have sent more than {limit} messages within a minute. This one, and any more within that minute, were not "
+    "delivered; please send them again in a moment."
 )
 AMBIGUOUS = "More than one member of this room is called {names}, so nobody was addressed. Please use a mention (pill)."
 UNSUPPORTED = "I cannot receive {things} yet. What you sent was not delivered to me."
@@ -129,5 +129,16 @@ ENCRYPTED = (
     "the “Letta Agents” space."
 )
 STOP_NOTHING = "There was nothing to stop."
+_RUN_STOPPED = "what I was doing was cancelled"
+_RUN_CUT_OFF = "what I was doing ends here, but Letta did not confirm the cancellation, so it may go on there"
+_APPROVAL_DENIED = "the tool call that waited for approval was denied"
+_WITHDRAWN = "what waited for me was withdrawn"
 UNDISPATCHED = "Something went wrong inside the bridge, and this message could not be handled. It was not delivered."
 NOT_SHOWN = "I have answered, but the homeserver did not take my answer, so it cannot be shown here."
+
+
+def stopped(*, run: bool, withdrawn: bool, denied: bool = False, unsure: bool = False) -> str:
+    """What a stop has done. ``unsure``: Letta did not confirm that the run is cancelled."""
+    done = ((run, _RUN_CUT_OFF if unsure else _RUN_STOPPED), (denied, _APPROVAL_DENIED), (withdrawn, _WITHDRAWN))
+    parts = [part for happened, part in done if happened]
+    return f"Stopped: {', '.join(parts)}." if parts else STOP_NOTHING

@@ -54,7 +54,8 @@ class BotCommands:
         lines = [_line(agent) for agent in found[:_SHOWN]]
         if len(found) > _SHOWN:
             lines.append(f"- … and {len(found) - _SHOWN} more; `agents <text>` narrows the list")
-        return f"{len(found)} agents:\n\n" + "\n".join(lines)
+        heading = "One agent:" if len(found) == 1 else f"{len(found)} agents:"
+        return f"{heading}\n\n" + "\n".join(lines)
 
 
 def _line(agent: AgentRow) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -29,6 +30,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _PG_TRIES = 4
 _MIGRATION_LOCK = 0x6C627264
+# one round trip; a server or role that does not wait for its disk must not lose what the homeserver was promised
+_BEGIN_POSTGRES = (
+    "BEGIN; SELECT set_config('synchronous_commit', 'on', true) "
+    "WHERE current_setting('synchronous_commit') IN ('off', 'local')"
+)
 
 
 class Row(Protocol):
@@ -56,7 +62,7 @@ class DatabaseTooNewError(DatabaseError):
 
 
 class DatabaseInUseError(DatabaseError):
-    """Another process holds this SQLite file."""
+    """Another process holds this SQLite file, or runs under this replica's id."""
 
 
 class Database:
@@ -78,6 +84,7 @@ class Database:
         if self.postgres:
             self.url = uri
             args: dict[str, Any] = {"min_size": 2, "max_size": 8, "command_timeout": 60}
+            args["meow_exit_on_ice"] = False  # mautrix ends the process when a connection dies at a bad moment
             self._db = MautrixDatabase.create(uri, db_args=args, upgrade_table=UPGRADES, log=mau_log)
         else:
             self._path = (base or Path()) / uri.removeprefix("sqlite:").removeprefix("//")
@@ -109,6 +116,7 @@ class Database:
         try:
             if self._path is not None:
                 self._take_lock(self._path)
+                await asyncio.to_thread(_probe, self._path)
                 await self._db.start()
             else:
                 await self._open_postgres()
@@ -121,14 +129,9 @@ class Database:
         except DatabaseError:
             await self.close()
             raise
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError, sqlite3.Error) as error:
             await self.close()
             raise DatabaseError(f"{self.describe()} cannot be opened: {error}") from error
-        except Exception as error:
-            await self.close()
-            if type(error).__module__ == "sqlite3":
-                raise DatabaseError(f"{self.describe()} cannot be opened: {error}") from error
-            raise
 
     async def _open_postgres(self) -> None:
         """Connect and migrate; replicas that start together migrate one after the other."""
@@ -221,7 +224,7 @@ class Database:
         raise AssertionError("unreachable")
 
     async def _once(self, conn: Connection, work: Callable[[Connection], Awaitable[T]]) -> T:
-        await conn.execute("BEGIN" if self.postgres else "BEGIN IMMEDIATE")
+        await conn.execute(_BEGIN_POSTGRES if self.postgres else "BEGIN IMMEDIATE")
         try:
             result = await work(conn)
             await conn.execute("COMMIT")
@@ -235,6 +238,16 @@ class Database:
         """Within a transaction: tell the other replicas at commit. Nothing to do on SQLite."""
         if self.postgres:
             await conn.execute("SELECT pg_notify('letta_bridge', $1)", payload)
+
+
+def _probe(path: Path) -> None:
+    """Raise ``sqlite3.Error`` for a file that is no usable database.
+
+    mautrix would leave the thread of a connection behind whose first statements fail, and with it the process.
+    """
+    with contextlib.closing(sqlite3.connect(path)) as conn:
+        conn.execute("PRAGMA journal_mode = WAL")
+        conn.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
 
 
 def clean(text: str) -> str:

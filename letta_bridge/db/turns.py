@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..ids import MXID, AgentID, ConversationID, EventID, Otid, RoomID, RunID, TurnID
+from ..letta.errors import Kind
 from .database import Connection, Database, Row, clean
 
 OPEN = "('queued', 'running')"
@@ -61,6 +62,17 @@ class NewMessage:
     reply_to: str
     mention: bool
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingRoom:
+    """A room that waits for an agent: its newest waiting message, and the tries of that message's turn so far."""
+
+    room_id: RoomID
+    event_id: EventID
+    sender: MXID
+    thread_root: str
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +227,33 @@ class Turns:
                 running.append(TurnID(row["turn_id"]))
         return queued, running
 
+    async def busy_elsewhere(self, conn: Connection, agent_id: AgentID, room_id: RoomID) -> bool:
+        """Whether the agent works on a turn of another room: its lane comes to this room's affairs only later."""
+        return bool(
+            await conn.fetchval(
+                "SELECT 1 FROM turn WHERE lane = $1 AND room_id <> $2 AND state = 'running'",
+                agent_lane(agent_id),
+                room_id,
+            )
+        )
+
+    async def answered_last(self, conn: Connection, agent_id: AgentID, room_id: RoomID, event_id: str) -> bool:
+        """Whether the event belongs to the agent's newest answered turn of the room: as a message, or as its answer."""
+        last = await conn.fetchval(
+            "SELECT turn_id FROM turn WHERE agent_id = $1 AND room_id = $2 AND state IN ('replying', 'done') "
+            "ORDER BY turn_id DESC LIMIT 1",
+            agent_id,
+            room_id,
+        )
+        return last is not None and bool(
+            await conn.fetchval(
+                "SELECT 1 FROM turn_event WHERE turn_id = $1 AND event_id = $2 "
+                "UNION SELECT 1 FROM outbox WHERE turn_id = $1 AND sent_event_id = $2",
+                last,
+                event_id,
+            )
+        )
+
     async def add_stop(self, conn: Connection, stop: "StopRequest") -> None:
         """Leave a stop for the agent's lane: it denies a pending approval there and tells what was stopped."""
         await conn.execute(
@@ -269,11 +308,17 @@ class Turns:
     # -- the agent's lane
 
     async def head(self, lane: str) -> TurnRow | None:
-        """The oldest turn of the lane that has not come to its reply."""
+        """The turn whose turn it is: the oldest of the lane that has not come to its reply.
+
+        A turn that waits for an approval lets those of other rooms (other conversations) pass, not those of its own.
+        """
+        blocked = f"b.state = 'queued' AND b.wait_reason = '{Kind.APPROVAL.value}' AND b.not_before > {self._db.now}"
         row = await self._db.fetchrow(
             f"SELECT *, not_before - {self._db.now} AS wait, {self._db.now} - created_at AS age, "
             f"COALESCE({self._db.now} - submitted_at, 0) AS running_for "
-            f"FROM turn WHERE lane = $1 AND state IN {OPEN} ORDER BY turn_id LIMIT 1",
+            f"FROM turn t WHERE lane = $1 AND state IN {OPEN} ORDER BY CASE WHEN EXISTS (SELECT 1 FROM turn b "
+            f"WHERE b.lane = $1 AND b.room_id = t.room_id AND b.turn_id <= t.turn_id AND {blocked}) "
+            "THEN 1 ELSE 0 END, turn_id LIMIT 1",
             lane,
         )
         return None if row is None else _turn(row)
@@ -359,6 +404,10 @@ class Turns:
         """What the agent's turns waited for is over: they need not wait for their next try."""
         await conn.execute("UPDATE turn SET not_before = 0 WHERE lane = $1 AND state = 'queued'", agent_lane(agent_id))
 
+    async def end_all_waits(self) -> None:
+        """Whatever turns waited for may be over: each is tried again at once."""
+        await self._db.write(lambda conn: conn.execute("UPDATE turn SET not_before = 0 WHERE state = 'queued'"))
+
     async def replying(self, conn: Connection, turn_id: TurnID) -> bool:
         """``running → replying``: its answer stands in the outbox. False if the turn is over already."""
         row = await conn.fetchrow(
@@ -396,19 +445,24 @@ class Turns:
         )
         return [row["lane"] for row in rows]
 
-    async def waiting_rooms(self, lane: str) -> list[tuple[RoomID, EventID, MXID, str]]:
-        """Rooms with open turns in the lane: room, its newest waiting message, that message's sender and thread."""
+    async def waiting_rooms(self, lane: str) -> list[WaitingRoom]:
+        """Rooms with open turns in the lane, each with its newest waiting message."""
         rows = await self._db.fetch(
-            "SELECT t.room_id, t.thread_root, e.event_id, e.sender FROM turn t JOIN turn_event e "
+            "SELECT t.room_id, t.thread_root, t.attempt, e.event_id, e.sender FROM turn t JOIN turn_event e "
             f"ON e.turn_id = t.turn_id AND e.withdrawn = 0 WHERE t.lane = $1 AND t.state IN {OPEN} "
             "ORDER BY t.turn_id, e.position",
             lane,
         )
         newest = {row["room_id"]: row for row in rows}
         return [
-            (RoomID(room), EventID(row["event_id"]), MXID(row["sender"]), row["thread_root"])
+            WaitingRoom(RoomID(room), EventID(row["event_id"]), MXID(row["sender"]), row["thread_root"], row["attempt"])
             for room, row in newest.items()
         ]
+
+    async def open_rooms(self, conn: Connection, lane: str) -> set[str]:
+        """Rooms with open turns in the lane."""
+        rows = await conn.fetch(f"SELECT DISTINCT room_id FROM turn WHERE lane = $1 AND state IN {OPEN}", lane)
+        return {row["room_id"] for row in rows}
 
     async def running_rooms(self) -> list[tuple[AgentID, RoomID]]:
         """Where a typing notice may stand since before the last stop."""

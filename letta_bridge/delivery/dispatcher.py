@@ -257,7 +257,7 @@ class Dispatcher:
             self._lanes.wake(f"agent:{agent_id}")
         for turn_id in to_stop:
             self._lanes.signal("stop", str(turn_id))
-        if answer or decision.notice or decision.action is Action.EDIT:
+        if answer or decision.notice or decision.action in (Action.EDIT, Action.STOP):
             self._lanes.wake(f"send:{event.room_id}")
 
     async def _messages(
@@ -315,18 +315,34 @@ class Dispatcher:
                 )
             )
         effective = [stop for stop in stops if stop.stopped or stop.withdrawn]
-        if decision.target:
-            stops = effective  # a reaction on something that is over means nothing
+        if decision.target:  # a reaction on what is over means nothing, unless an approval is waited for since then
+            stops = effective or [replace(s, quiet=True) for s in stops if await self._may_wait(conn, s, decision)]
         elif effective:
             stops = [replace(stop, quiet=not (stop.stopped or stop.withdrawn)) for stop in stops]
         else:
             stops = [replace(stop, quiet=index > 0) for index, stop in enumerate(stops)]
         for stop in stops:
-            await self._turns.add_stop(conn, stop)
+            await self._turns.add_stop(conn, await self._said_at_once(conn, stop))
             await self._lanes.announce(conn, f"agent:{stop.agent_id}")
         for turn_id in running:
             await self._lanes.announce(conn, f"!stop {turn_id}")
         return running
+
+    async def _may_wait(self, conn: Connection, stop: StopRequest, decision: Decision) -> bool:
+        return await self._turns.answered_last(conn, stop.agent_id, stop.room_id, decision.target)
+
+    async def _said_at_once(self, conn: Connection, stop: StopRequest) -> StopRequest:
+        """Tell what was withdrawn now where the agent's lane would tell it after another room's long turn."""
+        if stop.stopped or not stop.withdrawn:
+            return stop
+        if not await self._turns.busy_elsewhere(conn, stop.agent_id, stop.room_id):
+            return stop
+        voice = Voice(self._directory.mxid_of(stop.agent_id), stop.room_id, stop.agent_id)
+        target = ReplyTarget(stop.thread_root, stop.event_id if stop.thread_root else "")
+        source = f"{stop.event_id}|{stop.agent_id}"
+        text = errors.stopped(run=False, withdrawn=True)
+        await self._outbox.add(conn, notice(voice, text, target, source=source, kind="withdrawn"))
+        return replace(stop, withdrawn=0, quiet=True)
 
     async def _say(self, conn: Connection, event: StoredEvent, thread: str, said: Notice) -> None:
         if said.topic and not await self._told.first_time(conn, f"{event.room_id}|{said.topic}", said.again_after):

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import asyncpg
 
-from ..db.database import Connection, Database, DatabaseError
+from ..db.database import Connection, Database, DatabaseInUseError
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 Handler = Callable[["Fence"], Awaitable[float | None]]
 """Does all work of a lane that can be done now; returns the seconds after which to come back, or None."""
 
-_SWEEP_SQLITE = 15.0
+_SWEEP = 15.0
 _ERROR_PAUSE = 1.0
 _CHANNEL = "letta_bridge"
 
@@ -83,6 +83,7 @@ class Lanes:
         self._closing = False
         self._background: list[asyncio.Task[None]] = []
         self._listener: asyncpg.Connection | None = None
+        self._sweep_soon = asyncio.Event()
         self._last_beat = 0.0
 
     def handle(self, prefix: str, handler: Handler) -> None:
@@ -103,14 +104,14 @@ class Lanes:
         """Register this replica, take back its lanes, and wake every lane with open work.
 
         Raises:
-            DatabaseError: another live process runs under this replica's id.
+            DatabaseInUseError: another live process runs under this replica's id.
         """
+        if not self._db.postgres:  # the process lock says that nobody else is there
+            await self._db.write(lambda conn: conn.execute("DELETE FROM replica"))
+        await self._beat_once(first=True)
         if self._db.postgres:
-            await self._beat_once(first=True)
             await self._listen()
             self._background.append(asyncio.create_task(self._beating()))
-        else:
-            await self._db.write(lambda conn: conn.execute("DELETE FROM replica"))
         await self.sweep()
         self._background.append(asyncio.create_task(self._sweeping()))
 
@@ -135,7 +136,13 @@ class Lanes:
                 await self._listener.close(timeout=2)
 
         async def release(conn: Connection) -> None:
-            await conn.execute("UPDATE lane SET owner = NULL WHERE owner = $1", self._owner)
+            # not those of a live process that runs under our id and because of which we are not started
+            await conn.execute(
+                "UPDATE lane SET owner = NULL WHERE owner = $1 "
+                "AND EXISTS (SELECT 1 FROM replica WHERE id = $1 AND incarnation = $2)",
+                self._owner,
+                self._incarnation,
+            )
             await conn.execute("DELETE FROM replica WHERE id = $1 AND incarnation = $2", self._owner, self._incarnation)
             await self._db.notify(conn, "*")
 
@@ -236,7 +243,9 @@ class Lanes:
     async def _claim(self, lane: str) -> int | None:
         async def claim(conn: Connection) -> int | None:
             row = await conn.fetchrow(
-                "INSERT INTO lane AS l (lane, owner, epoch) VALUES ($1, $2, 1) "
+                # whoever was frozen while another process took its id claims nothing any more
+                "INSERT INTO lane AS l (lane, owner, epoch) "
+                "SELECT $1, $2, 1 WHERE EXISTS (SELECT 1 FROM replica WHERE id = $2 AND incarnation = $4) "
                 "ON CONFLICT (lane) DO UPDATE SET owner = $2, epoch = l.epoch + 1 "
                 "WHERE l.owner IS NULL OR l.owner = $2 OR NOT EXISTS "
                 f"(SELECT 1 FROM replica r WHERE r.id = l.owner AND r.beat > {self._db.now} - $3) "
@@ -244,6 +253,7 @@ class Lanes:
                 lane,
                 self._owner,
                 self._lease,
+                self._incarnation,
             )
             return None if row is None else int(row["epoch"])
 
@@ -270,7 +280,7 @@ class Lanes:
         while not await self._db.write(beat):
             # after kill -9 our own last beat looks alive for the length of a lease: wait it out, then it is a twin
             if not first or _uptime() > deadline:
-                raise DatabaseError(
+                raise DatabaseInUseError(
                     f"another letta-bridge runs as replica {self._owner!r} on {self._db.describe()}; "
                     "give each process its own database.replica_id"
                 )
@@ -298,11 +308,15 @@ class Lanes:
 
     async def _sweeping(self) -> None:
         while True:
-            await asyncio.sleep(_SWEEP_SQLITE)
+            deaf = self._db.postgres and self._listener is None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._beat if deaf else _SWEEP):
+                    await self._sweep_soon.wait()
+            self._sweep_soon.clear()
             try:
-                await self.sweep()
-                if self._listener is None and self._db.postgres:
+                if self._db.postgres and self._listener is None:
                     await self._listen()
+                await self.sweep()
             except Exception:  # the net itself must not tear
                 log.exception("sweep failed", extra={"action": "sweep_failed"})
 
@@ -317,13 +331,16 @@ class Lanes:
         if self._listener is not None and not self._closing:
             log.warning("notification connection lost", extra={"action": "listen_lost"})
         self._listener = None
+        self._sweep_soon.set()
 
     def _notified(self, _conn: object, _pid: int, _channel: str, payload: object) -> None:
         text = str(payload)
         if text.startswith("!"):
             name, _, rest = text[1:].partition(" ")
             self.signal(name, rest)
-        elif text != "*":
+        elif text == "*":
+            self._sweep_soon.set()
+        else:
             for lane in text.split("\n"):
                 if lane.partition(":")[0] in self._handlers:
                     self.wake(lane)

@@ -60,13 +60,13 @@ class Replies:
 
     def opening(self, speech: Speech) -> Outgoing:
         """The first event of a message that is still being said."""
-        return self._answer(speech, self._head(speech.text) + LIVE_MARK)
+        return self._answer(speech, self._head(speech.text).rstrip() + LIVE_MARK)
 
     def live_edit(self, speech: Speech, text: str) -> Outgoing:
         """A live edit; never stored, its id changes with its number."""
         return message(
             self._voice,
-            self._head(text) + LIVE_MARK,
+            self._head(text).rstrip() + LIVE_MARK,
             self._first_target(speech),
             source=self._turn.source,
             kind=f"live:{self._turn.attempt}:{speech.index}",

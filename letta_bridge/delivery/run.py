@@ -23,6 +23,8 @@ from .speech import Renderer, Speech, whole
 log = logging.getLogger(__name__)
 
 _OPENING_CONFIRM = 30.0
+_CANCEL_TRIES = 3
+_CANCEL_PAUSE = 0.5
 _ORPHAN = "orphan"
 """Wait reason of a run that we cancel because Letta forgot it: its messages are handed over again."""
 _BROKEN_MARK = "\n\n*(broken off)*"
@@ -33,7 +35,7 @@ class TurnRun:
     """A turn that its lane works on. Every method that comes to an end returns a pause: seconds until the lane is to
     come back to this turn, or None when it can go on with whatever is its head now.
 
-    ``stop`` is set when somebody wants the turn to end.
+    ``stop`` is set when somebody wants the turn to end. ``unsure`` says afterwards that Letta did not confirm it.
     """
 
     def __init__(self, context: TurnContext, fence: Fence, turn: TurnRow, puppet: MXID) -> None:
@@ -41,7 +43,7 @@ class TurnRun:
         self._fence = fence
         self._turn = turn
         self._puppet = puppet
-        self._told_waiting = bool(turn.wait_reason)
+        self.unsure = False
         self._speeches: list[Speech] = []
         self.stop = asyncio.Event()
         if turn.stop_by:
@@ -154,13 +156,20 @@ class TurnRun:
         return None
 
     async def _unknown(self, outcome: Unknown) -> float | None:
-        settings = self._c.settings
-        if self._turn.running_for < settings.timeout + 2 * settings.settle:
-            return settings.unknown_pause
-        extra = {"action": "turn_uncertain", "turn": self._turn.turn_id, "why": outcome.detail}
-        log.error("outcome of a turn stays unknown", extra=extra)
-        await self._tell_and_close(errors.MAY_NOT_HAVE_BEEN_DELIVERED, "uncertain", outcome.detail)
+        if not self._overdue():
+            return self._c.settings.unknown_pause
+        await self._uncertain(outcome.detail)
         return None
+
+    def _overdue(self) -> bool:
+        """Whether the turn has had the time that it may take, and that of looking for it."""
+        settings = self._c.settings
+        return self._turn.running_for >= settings.timeout + 2 * settings.settle
+
+    async def _uncertain(self, detail: str) -> None:
+        extra = {"action": "turn_uncertain", "turn": self._turn.turn_id, "why": detail}
+        log.error("outcome of a turn stays unknown", extra=extra)
+        await self._tell_and_close(errors.MAY_NOT_HAVE_BEEN_DELIVERED, "uncertain", detail)
 
     # -- following a run
 
@@ -218,11 +227,10 @@ class TurnRun:
 
         async def work(conn: Connection) -> list[RoomID]:
             await self._c.turns.accepted(conn, turn.turn_id, run_id)
-            return await self._c.troubles.over(conn, turn, self._puppet) if self._told_waiting else []
+            return await self._c.troubles.over(conn, turn, self._puppet)
 
         for room_id in await self._c.lanes.write(self._fence, work):
             self._c.lanes.wake(f"send:{room_id}")
-        self._told_waiting = False
         await self._reread()
         self._c.presence.read(self._puppet, turn.room_id, replies.last_event)
         self._c.presence.expect_typing(self._puppet, turn.room_id)
@@ -248,10 +256,15 @@ class TurnRun:
         renderer.edited(speech, text, time.monotonic())
 
     async def _cancel_run(self) -> None:
-        try:
-            await self._c.backend.cancel(self._turn.agent_id, RunID(self._turn.run_id))
-        except LettaError as error:
-            log.warning("run not cancelled", extra={"action": "cancel_failed", "why": str(error)})
+        for left in range(_CANCEL_TRIES - 1, -1, -1):
+            try:
+                await self._c.backend.cancel(self._turn.agent_id, RunID(self._turn.run_id))
+                return
+            except LettaError as error:
+                log.warning("run not cancelled", extra={"action": "cancel_failed", "left": left, "why": str(error)})
+            if left:
+                await asyncio.sleep(_CANCEL_PAUSE)
+        self.unsure = True
 
     # -- the end of a run
 
@@ -268,7 +281,7 @@ class TurnRun:
         rows += replies.closing(renderer)
 
         async def work(conn: Connection) -> list[RoomID]:
-            rooms = await self._c.troubles.over(conn, turn, self._puppet) if self._told_waiting else []
+            rooms = await self._c.troubles.over(conn, turn, self._puppet)
             if await self._c.turns.replying(conn, turn.turn_id):
                 for row in rows:
                     await self._c.outbox.add(conn, row)
@@ -303,6 +316,7 @@ class TurnRun:
     async def _close(self, state: str, why: str, rows: Sequence[Outgoing] = ()) -> None:
         async def work(conn: Connection) -> None:
             if await self._c.turns.close(conn, self._turn.turn_id, state, why):
+                await self._c.troubles.ended(conn, self._turn.agent_id, self._turn.room_id)
                 for row in rows:
                     await self._c.outbox.add(conn, row)
                 await self._c.lanes.announce(conn, f"send:{self._turn.room_id}")
@@ -324,12 +338,13 @@ class TurnRun:
 
     async def _broken(self, error: LettaError, renderer: Renderer, replies: Replies) -> float | None:
         """The call failed: what is unknown is looked up, what is known is acted upon."""
-        if error.kind is Kind.TIMEOUT:
+        named = bool(self._turn.run_id)  # a run without a name has to be found before it can be cancelled
+        if error.kind is Kind.TIMEOUT and named:
             await self._cancel_run()
             return await self._give_up(Kind.TIMEOUT)
         if error.delivery is Delivery.NO:
             return await self._failed(error)
-        if self.stop.is_set():
+        if self.stop.is_set() and named:
             await self._cancel_run()
             return await self._close_stopped(replies, renderer.speeches)
         extra = {"action": "turn_interrupted", "turn": self._turn.turn_id, "why": str(error)}
@@ -361,7 +376,7 @@ class TurnRun:
             self._c.outage.seen()
         delay = error.retry_after or self._c.settings.pause_of(error.kind) or self._c.outage.pause(agent_id)
         await self._requeue(delay, error.kind.value, failed=False)
-        await self._c.troubles.tell_waiting(self._fence, agent_id, error.kind)
+        await self._c.troubles.tell_waiting(self._fence, agent_id, error.kind, self._turn.room_id)
         return None  # the lane sees the time of the next try in the row
 
     async def _cannot_ask(self, error: LettaError) -> float | None:
@@ -373,7 +388,10 @@ class TurnRun:
             self._c.outage.seen()
         if errors.TROUBLES[kind].fate is Fate.WAIT:
             await self._c.lanes.write(self._fence, lambda conn: self._c.turns.note_wait(conn, turn.turn_id, kind.value))
-            await self._c.troubles.tell_waiting(self._fence, turn.agent_id, kind)
+            await self._c.troubles.tell_waiting(self._fence, turn.agent_id, kind, turn.room_id)
+        elif self._overdue():
+            await self._uncertain(error.detail)
+            return None
         return self._c.outage.pause(turn.agent_id)
 
     async def _note_wait(self, reason: str) -> None:

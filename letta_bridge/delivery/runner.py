@@ -6,7 +6,7 @@ import logging
 
 from ..db.database import Connection
 from ..db.turns import StopRequest, TurnRow
-from ..errors import STOP_NOTHING
+from ..errors import stopped
 from ..ids import MAIN_CONVERSATION, MXID, AgentID, ConversationID, RoomID, TurnID
 from ..letta.errors import Kind, LettaError
 from .context import TurnContext
@@ -23,6 +23,7 @@ class Runner:
     def __init__(self, context: TurnContext) -> None:
         self._c = context
         self._stops: dict[TurnID, asyncio.Event] = {}
+        self._unsure: set[tuple[AgentID, RoomID]] = set()
         context.lanes.on_signal("stop", self._stop_signal)
 
     def _stop_signal(self, text: str) -> None:
@@ -58,6 +59,8 @@ class Runner:
             return await (run.start() if turn.state == "queued" else run.recover())
         finally:
             del self._stops[turn.turn_id]
+            if run.unsure and run.stop.is_set():
+                self._unsure.add((turn.agent_id, turn.room_id))
 
     async def _drop(self, fence: Fence, turn: TurnRow) -> None:
         log.error("turn of an unknown agent", extra={"action": "turn_orphan", "turn": turn.turn_id})
@@ -68,7 +71,7 @@ class Runner:
     async def _explain_wait(self, fence: Fence, turn: TurnRow) -> None:
         """Somebody wrote while the lane waits: they are told why, too."""
         with contextlib.suppress(ValueError):
-            await self._c.troubles.tell_waiting(fence, turn.agent_id, Kind(turn.wait_reason))
+            await self._c.troubles.tell_waiting(fence, turn.agent_id, Kind(turn.wait_reason), turn.room_id)
 
     # -- stops
 
@@ -84,19 +87,25 @@ class Runner:
         except LettaError as error:
             log.warning("approval not denied", extra={"action": "deny_failed", "why": str(error)})
 
+        where = (stop.agent_id, stop.room_id)
+        unsure = where in self._unsure
+        sentence = stopped(run=stop.stopped > 0, denied=denied, withdrawn=stop.withdrawn > 0, unsure=unsure)
+
         async def work(conn: Connection) -> None:
             await self._c.turns.stop_served(conn, stop)
+            await self._c.troubles.ended(conn, stop.agent_id, stop.room_id)
             if agent is not None and (denied or not stop.quiet):
                 voice = Voice(agent.mxid, stop.room_id, stop.agent_id)
                 target = ReplyTarget(stop.thread_root, stop.event_id if stop.thread_root else "")
                 source = f"{stop.event_id}|{stop.agent_id}"
-                out = notice(voice, _sentence(stop, denied), target, source=source, kind="stop")
+                out = notice(voice, sentence, target, source=source, kind="stop")
                 await self._c.outbox.add(conn, out)
             if denied:  # what waits behind the approval can go on at once
                 await self._c.turns.end_wait(conn, stop.agent_id)
             await self._c.lanes.announce(conn, f"send:{stop.room_id}")
 
         await self._c.lanes.write(fence, work)
+        self._unsure.discard(where)
         self._c.lanes.wake(f"send:{stop.room_id}")
 
     async def _known_conversation(self, agent_id: AgentID, room_id: RoomID) -> ConversationID | None:
@@ -105,14 +114,3 @@ class Runner:
             return MAIN_CONVERSATION
         known = await self._c.conversations.get(agent_id, room_id)
         return None if known is None else known[0]
-
-
-def _sentence(stop: StopRequest, denied: bool) -> str:
-    parts = []
-    if stop.stopped:
-        parts.append("what I was doing was cancelled")
-    if denied:
-        parts.append("the tool call that waited for approval was denied")
-    if stop.withdrawn:
-        parts.append("what waited for me was withdrawn")
-    return f"Stopped: {', '.join(parts)}." if parts else STOP_NOTHING

@@ -101,7 +101,7 @@ class Sender:
         if row.edits:
             target = await self._outbox.event_of(row.edits)
             if target is None:
-                await self._bury(fence, row, "the event that it edits was never sent")
+                await self._bury(fence, row, "the event that it edits was never sent", silent=True)
                 return
             content["m.relates_to"] = {"rel_type": "m.replace", "event_id": target}
         intent = await self._intent(row.sender)
@@ -155,7 +155,7 @@ class Sender:
             await self._rejoin(intent, row.room_id)
             delay = 0.0
         else:
-            await self._bury(fence, row, str(error), forbidden=error.forbidden)
+            await self._bury(fence, row, str(error), silent=error.forbidden)
             return
         await self._lanes.write(fence, lambda conn: self._outbox.postpone(conn, row.seq, delay, str(error)))
 
@@ -178,13 +178,16 @@ class Sender:
         except HomeserverError as error:
             log.info("not in the room any more", extra={"action": "rejoin", "room": room_id, "why": str(error)})
 
-    async def _bury(self, fence: Fence, row: OutboxRow, why: str, *, forbidden: bool = False) -> None:
+    async def _bury(self, fence: Fence, row: OutboxRow, why: str, *, silent: bool = False) -> None:
+        """Keep it as a dead letter, and say in its place that an answer is missing, unless that cannot be shown either
+        or was said already.
+        """
         log.error("event cannot be sent", extra={"action": "dead_letter", "room": row.room_id, "why": why})
         is_answer = row.content.get("msgtype") != "m.notice"
 
         async def work(conn: Connection) -> None:
             await self._outbox.bury(conn, row.seq, why)
-            if is_answer and not forbidden:
+            if is_answer and not silent:
                 voice = Voice(row.sender, row.room_id)
                 out = notice(voice, errors.NOT_SHOWN, ReplyTarget(), source=row.txn_id, kind="dead")
                 await self._outbox.add(conn, out)

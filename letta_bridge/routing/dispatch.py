@@ -137,6 +137,7 @@ def decide(event: EventView, room: RoomView, grant: Grant) -> Decision:
 
 def _message(event: EventView, room: RoomView, grant: Grant) -> Decision:
     kind = event.content.get("msgtype")
+    kind = kind if isinstance(kind, str) else ""
     if kind == "m.notice":
         return _ignore("notices never start anything")
     if event.relation.replaces:
@@ -213,7 +214,7 @@ def _stop(event: EventView, room: RoomView, grant: Grant, target: str) -> Decisi
         return _ignore("no agent in the room")
     meant, _, _ = _meant(event, room)
     if grant.level < Level.USER:
-        topic = f"refused:{event.sender}"
+        topic = f"stop-refused:{event.sender}"
         return Decision(
             Action.NOTICE, str(grant), notice=Notice(errors.MAY_NOT_STOP, topic, (meant or room.puppets)[0])
         )

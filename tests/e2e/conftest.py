@@ -13,9 +13,12 @@ from .world import World, a_world
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def module_world(synapse: RealSynapse, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    """A bridge with FakeLetta for all tests of the module."""
-    async with a_world(tmp_path_factory.mktemp("bridge"), synapse) as world:
+async def module_world(
+    request: pytest.FixtureRequest, synapse: RealSynapse, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[World]:
+    """A bridge with FakeLetta for all tests of the module, configured further by the module's ``SETTINGS``."""
+    settings = getattr(request.module, "SETTINGS", {})
+    async with a_world(tmp_path_factory.mktemp("bridge"), synapse, **settings) as world:
         yield world
 
 

@@ -18,6 +18,7 @@ from nio import (
     Response,
     RoomPreset,
     SyncResponse,
+    TypingNoticeEvent,
 )
 
 from letta_bridge.ids import MXID, EventID, RoomID
@@ -38,10 +39,13 @@ class NioPerson:
         self.client = AsyncClient(homeserver, account.user_id, account.device_id, config=config)
         self.client.restore_login(account.user_id, account.device_id, account.access_token)
         self.client.add_event_callback(self._on_event, Event)
+        self.client.add_ephemeral_callback(self._on_typing, TypingNoticeEvent)
         self.client.add_response_callback(self._on_sync, SyncResponse)
         self.user_id = MXID(account.user_id)
         self.events: dict[str, list[dict[str, Any]]] = {}
         """The timeline of each room, as far as it was seen."""
+        self.has_typed: set[tuple[str, str]] = set()
+        """Rooms, and who was ever seen to write there."""
         self._changed = asyncio.Event()
         self._synced = False
         self._task: asyncio.Task[None] | None = None
@@ -63,7 +67,13 @@ class NioPerson:
     async def _on_event(self, room: MatrixRoom, event: Event) -> None:
         self.events.setdefault(room.room_id, []).append(event.source)
 
-    async def _on_sync(self, _: Response) -> None:
+    async def _on_typing(self, room: MatrixRoom, event: TypingNoticeEvent) -> None:
+        self.has_typed.update((room.room_id, user_id) for user_id in event.users)
+
+    async def _on_sync(self, answer: SyncResponse) -> None:
+        for room_id in answer.rooms.leave:  # nio forgets neither itself
+            self.client.invited_rooms.pop(room_id, None)
+            self.client.rooms.pop(room_id, None)
         self._synced = True
         self._changed.set()
         self._changed = asyncio.Event()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from letta_bridge.testing.fake_letta import Behaviour
@@ -28,7 +30,8 @@ async def test_first_text_of_a_dm_with_a_puppet_nobody_has_seen_is_answered(worl
 async def test_new_agent_gets_puppet_picture_portal_and_its_place_in_the_space(world: World) -> None:
     host = await world.client(world.guests.host)
     agent = world.letta.add_agent("Ada", description="Knows numbers")
-    portal = await world.portal(host, agent)
+    async with asyncio.timeout(5):  # the list of agents is looked at every second
+        portal = await world.portal(host, agent)
     room = host.client.rooms[portal]
     assert (room.name, room.topic, room.join_rule) == ("Ada", "Knows numbers", "invite")
 
@@ -122,8 +125,9 @@ async def test_bot_helps_and_lists_agents_with_links(world: World) -> None:
     room = await host.create_dm(world.bot, "help")
     await host.wait_message(room, world.bot, "I understand")
     await host.say(room, "agents dora")
-    answer = await host.wait_message(room, world.bot, "Dora *the* explorer")
+    answer = await host.wait_message(room, world.bot, "One agent")
     html = answer.html or ""
     assert f'href="https://matrix.to/#/{world.puppet(agent)}"' in html
+    assert ">Dora *the* explorer</a>" in html
     assert f'href="https://matrix.to/#/{portal}"' in html
     assert answer.msgtype == "m.notice"

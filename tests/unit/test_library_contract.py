@@ -6,16 +6,20 @@ When one fails after an upgrade, that is good news: the text of the failure says
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from aiohttp import ClientSession, web
+from asyncpg import InternalClientError
 from mautrix.api import HTTPAPI, Method
 from mautrix.errors import MatrixRequestError
 from mautrix.util.async_db import Database
+from mautrix.util.async_db.aiosqlite import TxnConnection
 
 
 def _open(path: Path) -> Database:
@@ -116,3 +120,24 @@ async def test_the_wish_of_a_rate_limit_is_dropped() -> None:
         await runner.cleanup()
     told = {name: value for name, value in vars(refusal.value).items() if "retry" in name}
     assert not told, f"the error carries {told} now: the middleware in matrix/homeserver.py may go"
+
+
+async def test_a_broken_postgres_connection_ends_the_process() -> None:
+    db = Database.create("postgresql://nobody@127.0.0.1/nothing")
+    fixed = "mautrix does not exit on asyncpg's internal errors by default: meow_exit_on_ice may go from Database"
+    assert getattr(db, "_exit_on_ice", False), fixed
+    with pytest.raises(SystemExit):
+        await db._handle_exception(InternalClientError("as after a connection that died at a bad moment"))
+
+
+async def test_a_file_that_is_no_database_leaves_a_thread_behind(tmp_path: Path) -> None:
+    (tmp_path / "bad.db").write_bytes(b"this is not a database " * 100)
+    before = set(threading.enumerate())
+    broken = _open(tmp_path / "bad.db")
+    with pytest.raises(sqlite3.DatabaseError):
+        await broken.start()
+    await broken.stop()
+    left = set(threading.enumerate()) - before
+    assert left, "a connection whose init commands fail is closed now: _probe may go from Database"
+    for conn in [one for one in gc.get_objects() if isinstance(one, TxnConnection)]:
+        await conn.close()  # or this process would not end either

@@ -20,7 +20,7 @@ from .runs import RunRoutes
 from .script import Behaviour, Hold, Reply, ToolFunction
 from .sending import start
 from .state import BASE_TOOLS, Agent, Block, Database, Turn
-from .wire import ApiError, Json, answer
+from .wire import ApiError, Json, answer, new_id
 
 _OPEN_PATHS = frozenset({"/v1/health", "/v1/health/"})
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -228,9 +228,17 @@ class FakeLetta:
         """
         core = self._core
         conversation = None if conversation_id == "default" else core.db.conversations[conversation_id]
-        order = Order([{"role": role, "content": text}], streaming=conversation is not None, agents_route=True)
-        kind = "send_message" if conversation is None else "send_conversation_message"
-        execution, task = start(core, core.db.agents[agent_id], conversation, order, kind)
+        main = conversation is None
+        order = Order([{"role": role, "content": text}], streaming=not main, agents_route=main)
+        agent = core.db.agents[agent_id]
+        kind = "send_message" if main else "send_conversation_message"
+        lock_key, token = None, new_id("request")
+        if conversation is not None and core.redis:  # the only route that leads into a conversation locks it
+            lock_key = conversation.id
+            core.acquire(lock_key, token)
+        execution, task = start(core, agent, conversation, order, kind, lock_key=lock_key)
+        if lock_key is not None:
+            core.db.otid_runs[token] = execution.run_.id
         await asyncio.shield(task)
         return execution.run_.id
 

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -47,7 +47,7 @@ class LocalSynapse:
 
     ``folder`` keeps its files; give an empty one. The registrations are read at each start only, so
     ``restart`` after a change. Clients are told not to encrypt direct chats by default. Rate limits are off
-    unless ``rate_limits``.
+    unless ``rate_limits``. ``settings`` are further keys of ``homeserver.yaml``.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class LocalSynapse:
         domain: str = "test.localhost",
         registrations: Sequence[Path] = (),
         rate_limits: bool = False,
+        settings: Mapping[str, Any] | None = None,
         port: int | None = None,
         tick: Tick | None = None,
     ) -> None:
@@ -67,6 +68,7 @@ class LocalSynapse:
         self.shared_secret = secrets.token_hex(16)
         self._registrations = [str(path.absolute()) for path in registrations]
         self._rate_limits = rate_limits
+        self._settings = dict(settings or {})
         self._tick = tick
         self._process: ChildProcess | None = None
 
@@ -174,7 +176,7 @@ class LocalSynapse:
             "redaction_retention_period": None,
             "app_service_config_files": self._registrations,
         }
-        return config if self._rate_limits else config | _WITHOUT_LIMITS
+        return config | ({} if self._rate_limits else _WITHOUT_LIMITS) | self._settings
 
     @staticmethod
     def _log_config() -> dict[str, Any]:
