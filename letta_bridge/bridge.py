@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from collections.abc import Awaitable
 
 from aiohttp import web
 
@@ -67,6 +68,7 @@ class LettaBridge:
         self._background: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
         self._started = False
+        self._built = False
 
     def _build(self) -> None:
         """Everything that needs an event loop."""
@@ -103,6 +105,7 @@ class LettaBridge:
             self.homeserver, self.intake, config.appservice.id, config.appservice.ping_interval, self._alive
         )
         self._build_delivery(self._backend)
+        self._built = True
 
     def _build_delivery(self, backend: Backend) -> None:
         config = self._config
@@ -152,7 +155,7 @@ class LettaBridge:
         )
         self.lanes.handle("room", dispatcher.handle)
         self.lanes.handle("agent", runner.handle)
-        self.lanes.handle("send", sender.handle)
+        self.lanes.handle("send", sender.handle, last=True)
         self.lanes.handle(MIRROR_LANE, self.directory.handle)
         for source in (self.inbox.open_lanes, self.turns.open_lanes, self.outbox.open_lanes, self._gap_lanes):
             self.lanes.sweep_with(source)
@@ -181,7 +184,7 @@ class LettaBridge:
         self._build()
         await self.directory.start()
         left_typing = await self.turns.running_rooms()
-        await self.turns.end_all_waits()  # what was corrected may be the reason of this start
+        await self.turns.tidy()  # what was corrected may be the reason of this start
         await self._note_gaps()
         await self.lanes.start()
         self._runner = web.AppRunner(self.intake.app, access_log=None, keepalive_timeout=330, handle_signals=False)
@@ -202,20 +205,20 @@ class LettaBridge:
         Runs on Letta go on without us; the next start finds them again.
         """
         self._started = False
-        if hasattr(self, "intake"):
+        if self._built:
             self.intake.refuse()
             for task in self._background:
                 task.cancel()
             await asyncio.gather(*self._background, return_exceptions=True)
-            await self.lanes.stop(self._config.shutdown.drain_s)
+            await _step(self.lanes.stop(self._config.shutdown.drain_s))
             if self._runner is not None:
-                await self._runner.cleanup()
-            await self.presence.close()
-            await self._alive()
-            await self.homeserver.close()
+                await _step(self._runner.cleanup())
+            await _step(self.presence.close())
+            await _step(self._alive())
+            await _step(self.homeserver.close())
         if self._backend is not None:
-            await self._backend.close()
-        await self.db.close()
+            await _step(self._backend.close())
+        await _step(self.db.close())
         log.info("stopped", extra={"action": "stopped"})
 
     async def inbox_is_empty(self) -> bool:
@@ -259,6 +262,7 @@ class LettaBridge:
             await asyncio.sleep(_PRUNE_EVERY)
             try:
                 await self.inbox.prune(_KEEP_BODIES)
+                await self.turns.prune(_KEEP_BODIES)
                 await self.outbox.prune(_KEEP_BODIES)
             except Exception:  # housekeeping is tried again; it must not end silently
                 log.exception("pruning failed", extra={"action": "prune_failed"})
@@ -294,6 +298,14 @@ def turn_settings(config: Config) -> TurnSettings:
     )
 
 
+async def _step(step: Awaitable[None]) -> None:
+    """One step of stopping: a boundary, so that one failing part (a database that is away) does not keep the rest."""
+    try:
+        await step
+    except Exception:
+        log.exception("a part could not be stopped in order", extra={"action": "stop_failed"})
+
+
 async def run(config: Config) -> int:
     """Run the bridge until SIGTERM or SIGINT; returns the exit code.
 
@@ -311,7 +323,7 @@ async def run(config: Config) -> int:
         log.critical("the database cannot be used", extra={"action": "database_failed", "why": str(error)})
         await bridge.stop()
         return Exit.RUNNING if isinstance(error, DatabaseInUseError) else Exit.DATABASE
-    except OSError:
+    except BaseException:
         await bridge.stop()
         raise
     await ended.wait()

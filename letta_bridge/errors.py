@@ -98,6 +98,10 @@ ASKS_APPROVAL = (
     "I want to use the tool “{tool}”, and that needs an approval, which cannot be given from Matrix yet. "
     "Say !stop to deny it, or decide in Letta."
 )
+LOOKING = (
+    "The connection to Letta broke while I was taking your message, and Letta does not say yet whether I have it. I am "
+    "finding out; your message is not handed over twice."
+)
 FAILED_MIDWAY = (
     "I read your message, but something failed in the middle of my work, after I had begun to use tools. I do not "
     "start again by myself, so that nothing is done twice; ask me to go on."
@@ -133,12 +137,18 @@ _RUN_STOPPED = "what I was doing was cancelled"
 _RUN_CUT_OFF = "what I was doing ends here, but Letta did not confirm the cancellation, so it may go on there"
 _APPROVAL_DENIED = "the tool call that waited for approval was denied"
 _WITHDRAWN = "what waited for me was withdrawn"
+_DEAF = (
+    "Letta does not answer, so I could not see whether a tool call of mine waits for approval; say !stop again later"
+)
 UNDISPATCHED = "Something went wrong inside the bridge, and this message could not be handled. It was not delivered."
 NOT_SHOWN = "I have answered, but the homeserver did not take my answer, so it cannot be shown here."
 
 
-def stopped(*, run: bool, withdrawn: bool, denied: bool = False, unsure: bool = False) -> str:
-    """What a stop has done. ``unsure``: Letta did not confirm that the run is cancelled."""
+def stopped(*, run: bool, withdrawn: bool, denied: bool = False, unsure: bool = False, deaf: bool = False) -> str:
+    """What a stop has done. ``unsure``: Letta did not confirm that the run is cancelled. ``deaf``: Letta could not be
+    asked about approvals.
+    """
     done = ((run, _RUN_CUT_OFF if unsure else _RUN_STOPPED), (denied, _APPROVAL_DENIED), (withdrawn, _WITHDRAWN))
     parts = [part for happened, part in done if happened]
-    return f"Stopped: {', '.join(parts)}." if parts else STOP_NOTHING
+    said = f"Stopped: {', '.join(parts)}." if parts else "" if deaf else STOP_NOTHING
+    return f"{said} ({_DEAF}.)".strip() if deaf else said

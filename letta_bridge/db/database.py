@@ -37,6 +37,10 @@ _BEGIN_POSTGRES = (
 )
 
 
+DATABASE_ERRORS = (sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+"""What a working database may raise; nothing is known then about the statement, and it may work later."""
+
+
 class Row(Protocol):
     """A result row: columns by name or position."""
 
@@ -168,8 +172,12 @@ class Database:
         os.ftruncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)
         self._lock_fd = fd
-        with contextlib.suppress(FileNotFoundError):
+        # made by us, so that nobody else can ever read it; SQLite gives its other files the same mode
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             path.chmod(0o600)
+        except OSError as error:
+            raise DatabaseError(f"{self.describe()} cannot be opened: {error}") from error
 
     async def close(self) -> None:
         """Wait for writes under way, then disconnect and give the process lock back."""

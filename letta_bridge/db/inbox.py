@@ -9,6 +9,15 @@ from typing import Any
 from ..ids import MXID, EventID, RoomID
 from .database import Connection, Database, clean
 
+_LONGEST_ID = 1024
+"""Bytes: 255 characters of four. PostgreSQL refuses more than 2704 in an index, and a refused batch comes for ever."""
+_NOTIFY_MOST = 7000
+"""Bytes: PostgreSQL's own limit is 8000."""
+
+
+ECHO = "sent by the bridge"
+"""The decision about what our own users said."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
@@ -20,7 +29,6 @@ class StoredEvent:
     sender: MXID
     type: str
     event: dict[str, Any]
-    origin: str
     attempts: int
 
 
@@ -39,17 +47,21 @@ class Arrival:
 
 def arrival(event: object) -> Arrival:
     """Any JSON value as a row: what is no event is kept as a dead letter that says why, never refused."""
-    body = json.dumps(event, ensure_ascii=True, separators=(",", ":"))
+    reason = "malformed: content is not an object"
+    try:
+        body = json.dumps(event, ensure_ascii=True, separators=(",", ":"))
+    except RecursionError:
+        body, reason = "", "malformed: nested too deeply"
     fields = event if isinstance(event, Mapping) else {}
     names = [fields.get(key) for key in ("event_id", "room_id", "sender", "type")]
-    if all(isinstance(name, str) and name and len(name) <= 1024 for name in names):
-        event_id, room_id, sender, kind = (clean(str(name)) for name in names)
-        if isinstance(fields.get("content"), Mapping):
+    texts = [clean(name) if isinstance(name, str) else "" for name in names]
+    if all(0 < len(text.encode()) <= _LONGEST_ID for text in texts):
+        event_id, room_id, sender, kind = texts
+        if body and isinstance(fields.get("content"), Mapping):
             return Arrival(EventID(event_id), RoomID(room_id), MXID(sender), kind, body)
-        reason = "malformed: content is not an object"
         return Arrival(EventID(event_id), RoomID(room_id), MXID(sender), kind, body, "dead", reason)
     digest = hashlib.sha256(body.encode()).hexdigest()
-    reason = "malformed: event_id, room_id, sender or type is missing"
+    reason = "malformed: event_id, room_id, sender or type is missing or too long"
     return Arrival(EventID(f"malformed:{digest}"), RoomID(""), MXID(""), "", body, "dead", reason)
 
 
@@ -74,7 +86,7 @@ class Inbox:
             rooms = {RoomID(row["room_id"]) for row in rows}
             lanes = "\n".join(f"room:{room}" for room in rooms)
             if lanes:
-                await self._db.notify(conn, lanes if len(lanes) < 7000 else "*")
+                await self._db.notify(conn, lanes if len(lanes.encode()) < _NOTIFY_MOST else "*")
             return rooms
 
         return await self._db.write(work)
@@ -90,18 +102,25 @@ class Inbox:
             ],
         )
 
-    async def insert_caught_up(self, conn: Connection, room_id: RoomID, arrivals: Sequence[Arrival]) -> int:
+    async def insert_caught_up(self, conn: Connection, room_id: RoomID, arrivals: Sequence[Arrival], after: int) -> int:
         """Store what ``/messages`` showed, oldest first, each before the pushed event that follows it.
 
-        The caller holds the room's lane, so whatever was pushed meanwhile is still undispatched. Returns how many
+        The caller holds the room's lane, so whatever was pushed meanwhile is still undispatched; what was pushed
+        after the reading comes after all of it. ``after`` is the row that is being handled, or 0. Returns how many
         were new.
         """
+        read = {a.event_id for a in arrivals}
+        later = await conn.fetch(
+            "SELECT seq, event_id FROM inbox WHERE room_id = $1 AND state = 'new' AND seq > $2 ORDER BY seq",
+            room_id,
+            after,
+        )
         known: dict[str, tuple[int, str]] = {}
         for a in arrivals:
             row = await conn.fetchrow("SELECT seq, state FROM inbox WHERE event_id = $1", a.event_id)
             if row is not None:
                 known[a.event_id] = (row["seq"], row["state"])
-        anchor: int | None = None
+        anchor: int | None = next((row["seq"] for row in later if row["event_id"] not in read), None)
         placed: list[tuple[Arrival, int | None]] = []
         for a in reversed(arrivals):
             if a.event_id in known:
@@ -114,11 +133,11 @@ class Inbox:
         return len(placed)
 
     async def head(self, room_id: RoomID) -> StoredEvent | None:
-        """The oldest event of the room that waits to be dispatched."""
+        """The oldest event of the room that waits to be dispatched and is not set aside."""
         row = await self._db.fetchrow(
-            "SELECT seq, event_id, room_id, sender, type, body, origin, attempts FROM inbox "
-            "WHERE room_id = $1 AND state = 'new' "
-            "ORDER BY COALESCE(before_seq, seq), CASE WHEN before_seq IS NULL THEN 1 ELSE 0 END, seq LIMIT 1",
+            "SELECT seq, event_id, room_id, sender, type, body, attempts FROM inbox "
+            f"WHERE room_id = $1 AND state = 'new' AND not_before <= {self._db.now} "
+            "ORDER BY room_id, (COALESCE(before_seq, seq)), (before_seq IS NULL), seq LIMIT 1",
             room_id,
         )
         if row is None:
@@ -129,8 +148,7 @@ class Inbox:
             RoomID(row["room_id"]),
             MXID(row["sender"]),
             row["type"],
-            json.loads(row["body"]),
-            row["origin"],
+            _parsed(row["body"]),
             row["attempts"],
         )
 
@@ -147,19 +165,34 @@ class Inbox:
         """Count a failed try to dispatch."""
         await conn.execute("UPDATE inbox SET attempts = attempts + 1 WHERE seq = $1", seq)
 
+    async def set_aside(self, conn: Connection, seq: int, delay: float) -> None:
+        """Let later events of the room pass this one for ``delay`` seconds: only for what nothing else depends on."""
+        await conn.execute(
+            f"UPDATE inbox SET attempts = attempts + 1, not_before = {self._db.now} + $2 WHERE seq = $1", seq, delay
+        )
+
+    async def next_wait(self, room_id: RoomID) -> float | None:
+        """Seconds until an event that was set aside is to be tried again; None when there is none."""
+        wait = await self._db.fetchval(
+            f"SELECT MIN(not_before) - {self._db.now} FROM inbox WHERE room_id = $1 AND state = 'new'", room_id
+        )
+        return None if wait is None else max(0.0, float(wait))
+
     async def settled(self, room_id: RoomID, event_id: EventID) -> bool:
-        """Whether this event of the room was stored and dealt with."""
+        """Whether this event of the room was stored and dealt with; our own words prove nothing of what lies before."""
         return bool(
             await self._db.fetchval(
-                "SELECT 1 FROM inbox WHERE event_id = $1 AND room_id = $2 AND state <> 'new'", event_id, room_id
+                "SELECT 1 FROM inbox WHERE event_id = $1 AND room_id = $2 AND state <> 'new' AND decision <> $3",
+                event_id,
+                room_id,
+                ECHO,
             )
         )
 
     async def event(self, event_id: EventID) -> dict[str, Any] | None:
         """A stored event's JSON, while its body is kept."""
         body = await self._db.fetchval("SELECT body FROM inbox WHERE event_id = $1", event_id)
-        parsed = json.loads(body) if body else None
-        return parsed if isinstance(parsed, dict) else None
+        return _parsed(body) or None
 
     async def open_lanes(self) -> list[str]:
         """Room lanes with undispatched events."""
@@ -172,11 +205,31 @@ class Inbox:
         return [RoomID(row["room_id"]) for row in rows]
 
     async def prune(self, keep_bodies: float) -> None:
-        """Empty the bodies of events settled more than ``keep_bodies`` seconds ago; the ids stay."""
+        """Empty the bodies of events decided more than ``keep_bodies`` seconds ago; the ids stay."""
         await self._db.write(
             lambda conn: conn.execute(
-                "UPDATE inbox SET body = '' WHERE body <> '' AND state IN ('dispatched', 'skipped') "
-                f"AND decided_at < {self._db.now} - $1",
+                f"UPDATE inbox SET body = '' WHERE body <> '' AND state <> 'new' AND decided_at < {self._db.now} - $1",
                 keep_bodies,
             )
         )
+
+
+def _parsed(body: str | None) -> dict[str, Any]:
+    """An event with texts that can be stored; empty when it is none."""
+    try:
+        parsed = json.loads(body or "null", object_pairs_hook=_clean_object)
+    except (ValueError, RecursionError):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _clean_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {clean(key): _clean_value(value) for key, value in pairs}
+
+
+def _clean_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [_clean_value(item) for item in value]
+    return value  # objects were cleaned when they were parsed

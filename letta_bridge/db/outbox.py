@@ -155,8 +155,8 @@ class Outbox:
         """Empty the contents of events sent more than ``keep`` seconds ago; ids stay for replies and stops."""
         await self._db.write(
             lambda conn: conn.execute(
-                f"UPDATE outbox SET content = '{{}}' WHERE state = 'sent' AND content <> '{{}}' "
-                f"AND sent_at < {self._db.now} - $1",
+                f"UPDATE outbox SET content = '{{}}' WHERE state <> 'pending' AND content <> '{{}}' "
+                f"AND created_at < {self._db.now} - $1",
                 keep,
             )
         )

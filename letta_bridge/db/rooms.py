@@ -64,7 +64,7 @@ class Rooms:
     async def apply(self, conn: Connection, room_id: RoomID, event: Mapping[str, Any]) -> None:
         """Take in one state event; anything else, or a malformed one, changes nothing."""
         kind, key, content = event.get("type"), event.get("state_key"), event.get("content")
-        if not isinstance(key, str) or not isinstance(content, Mapping):
+        if not isinstance(key, str) or len(key) > 255 or not isinstance(content, Mapping):
             return
         if kind == "m.room.member":
             membership, name = content.get("membership"), content.get("displayname")

@@ -36,7 +36,6 @@ class TurnRow:
     wait_reason: str
     run_id: str
     stop_by: str
-    age: float
     running_for: float
 
 
@@ -148,19 +147,20 @@ class Turns:
             turn_id,
             position,
             new.sender,
-            new.text,
+            clean(new.text),
         )
         return TurnID(turn_id)
 
     async def edit(
-        self, conn: Connection, event_id: EventID, sender: MXID, change: Callable[[str], str]
+        self, conn: Connection, room_id: RoomID, event_id: EventID, sender: MXID, change: Callable[[str], str]
     ) -> tuple[int, int]:
         """An edit: (agents whose queued copy was changed, agents that have it already or answer it now)."""
         rows = await conn.fetch(
             "SELECT e.agent_id, e.text, t.state FROM turn_event e JOIN turn t ON t.turn_id = e.turn_id "
-            f"WHERE e.event_id = $1 AND e.sender = $2 AND e.withdrawn = 0 {self._lock_turn}",
+            f"WHERE e.event_id = $1 AND e.sender = $2 AND t.room_id = $3 AND e.withdrawn = 0 {self._lock_turn}",
             event_id,
             sender,
+            room_id,
         )
         replaced = late = 0
         for row in rows:
@@ -176,12 +176,18 @@ class Turns:
             replaced += 1
         return replaced, late
 
-    async def withdraw(self, conn: Connection, event_id: EventID) -> int:
-        """A redaction: take the message out of turns that have not started; how many that were."""
+    async def withdraw(self, conn: Connection, room_id: RoomID, event_id: EventID, author: MXID | None) -> int:
+        """A redaction: take the message out of turns that have not started; how many that were.
+
+        ``author``: only if it is this person's message.
+        """
         rows = await conn.fetch(
             "SELECT e.turn_id, e.agent_id FROM turn_event e JOIN turn t ON t.turn_id = e.turn_id "
-            f"WHERE e.event_id = $1 AND e.withdrawn = 0 AND t.state = 'queued' {self._lock_turn}",
+            "WHERE e.event_id = $1 AND t.room_id = $2 AND ($3 = '' OR e.sender = $3) AND e.withdrawn = 0 "
+            f"AND t.state = 'queued' {self._lock_turn}",
             event_id,
+            room_id,
+            author or "",
         )
         for row in rows:
             await conn.execute(
@@ -314,7 +320,7 @@ class Turns:
         """
         blocked = f"b.state = 'queued' AND b.wait_reason = '{Kind.APPROVAL.value}' AND b.not_before > {self._db.now}"
         row = await self._db.fetchrow(
-            f"SELECT *, not_before - {self._db.now} AS wait, {self._db.now} - created_at AS age, "
+            f"SELECT *, not_before - {self._db.now} AS wait, "
             f"COALESCE({self._db.now} - submitted_at, 0) AS running_for "
             f"FROM turn t WHERE lane = $1 AND state IN {OPEN} ORDER BY CASE WHEN EXISTS (SELECT 1 FROM turn b "
             f"WHERE b.lane = $1 AND b.room_id = t.room_id AND b.turn_id <= t.turn_id AND {blocked}) "
@@ -326,7 +332,7 @@ class Turns:
     async def get(self, turn_id: TurnID) -> TurnRow | None:
         """One turn."""
         row = await self._db.fetchrow(
-            f"SELECT *, not_before - {self._db.now} AS wait, {self._db.now} - created_at AS age, "
+            f"SELECT *, not_before - {self._db.now} AS wait, "
             f"COALESCE({self._db.now} - submitted_at, 0) AS running_for FROM turn WHERE turn_id = $1",
             turn_id,
         )
@@ -404,9 +410,32 @@ class Turns:
         """What the agent's turns waited for is over: they need not wait for their next try."""
         await conn.execute("UPDATE turn SET not_before = 0 WHERE lane = $1 AND state = 'queued'", agent_lane(agent_id))
 
-    async def end_all_waits(self) -> None:
-        """Whatever turns waited for may be over: each is tried again at once."""
-        await self._db.write(lambda conn: conn.execute("UPDATE turn SET not_before = 0 WHERE state = 'queued'"))
+    async def tidy(self) -> None:
+        """At a start: whatever turns waited for may be over, so each is tried again at once; and what was shown whole
+        is done.
+        """
+
+        async def work(conn: Connection) -> None:
+            await conn.execute("UPDATE turn SET not_before = 0 WHERE state = 'queued'")
+            await conn.execute(
+                f"UPDATE turn SET state = 'done', finished_at = {self._db.now} WHERE state = 'replying' AND NOT EXISTS "
+                "(SELECT 1 FROM outbox o WHERE o.turn_id = turn.turn_id AND o.state = 'pending')"
+            )
+
+        await self._db.write(work)
+
+    async def prune(self, keep: float) -> None:
+        """Empty the messages of turns closed more than ``keep`` seconds ago, and drop served stops."""
+
+        async def work(conn: Connection) -> None:
+            await conn.execute(
+                "UPDATE turn_event SET text = '' WHERE text <> '' AND turn_id IN "
+                f"(SELECT turn_id FROM turn WHERE finished_at < {self._db.now} - $1)",
+                keep,
+            )
+            await conn.execute(f"DELETE FROM stop_request WHERE done = 1 AND created_at < {self._db.now} - $1", keep)
+
+        await self._db.write(work)
 
     async def replying(self, conn: Connection, turn_id: TurnID) -> bool:
         """``running → replying``: its answer stands in the outbox. False if the turn is over already."""
@@ -487,7 +516,6 @@ def _turn(row: Row) -> TurnRow:
         row["wait_reason"],
         row["run_id"],
         row["stop_by"],
-        float(row["age"]),
         float(row["running_for"]),
     )
 

@@ -20,10 +20,12 @@ _TABLES = (
         state       TEXT NOT NULL CHECK (state IN ('new', 'dispatched', 'skipped', 'dead')),
         decision    TEXT NOT NULL DEFAULT '',
         attempts    INTEGER NOT NULL DEFAULT 0,
+        not_before  DOUBLE PRECISION NOT NULL DEFAULT 0,
         received_at DOUBLE PRECISION NOT NULL,
         decided_at  DOUBLE PRECISION
     )""",
-    "CREATE INDEX inbox_open ON inbox (room_id, seq) WHERE state = 'new'",
+    "CREATE INDEX inbox_open ON inbox (room_id, (COALESCE(before_seq, seq)), (before_seq IS NULL), seq) "
+    "WHERE state = 'new'",
     "CREATE INDEX inbox_room ON inbox (room_id, seq)",
     # What an agent has to do: one run that answers one or more messages.
     """CREATE TABLE turn (
@@ -52,7 +54,6 @@ _TABLES = (
         finished_at     DOUBLE PRECISION
     )""",
     "CREATE INDEX turn_open ON turn (lane, turn_id) WHERE state IN ('queued', 'running')",
-    "CREATE INDEX turn_replying ON turn (turn_id) WHERE state = 'replying'",
     """CREATE TABLE turn_event (
         event_id   TEXT NOT NULL,
         agent_id   TEXT NOT NULL,

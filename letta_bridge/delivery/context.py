@@ -7,9 +7,9 @@ from ..db.agents import Agents
 from ..db.memory import Conversations
 from ..db.outbox import Outbox
 from ..db.turns import Turns
-from ..ids import AgentID
+from ..ids import AgentID, RunID
 from ..letta.backend import Backend
-from ..letta.errors import Kind
+from ..letta.errors import Kind, LettaError
 from .lanes import Lanes
 from .presence import Presence
 from .sender import Sender
@@ -59,16 +59,17 @@ class TurnSettings:
 class Outage:
     """What this process saw of Letta being away."""
 
-    refused_at: float = 0.0
+    refused_at: float = float("-inf")
     _counts: dict[AgentID, int] = field(default_factory=dict)
 
-    def seen(self) -> None:
-        """Letta refused a connection just now: what it was running then is dead."""
-        self.refused_at = time.time()
+    def seen(self, error: LettaError) -> None:
+        """A call failed; when nothing listened at Letta's address, whatever it was running then has ended."""
+        if error.refused:
+            self.refused_at = time.monotonic()
 
     def began_before(self, seconds_ago: float) -> bool:
         """Whether Letta was seen away after something that began ``seconds_ago``."""
-        return self.refused_at > time.time() - seconds_ago
+        return self.refused_at > time.monotonic() - seconds_ago
 
     def pause(self, agent_id: AgentID) -> float:
         """Seconds until this agent's next try, growing while the outage lasts."""
@@ -96,3 +97,5 @@ class TurnContext:
     troubles: Troubles
     settings: TurnSettings
     outage: Outage = field(default_factory=Outage)
+    cancelled: dict[AgentID, RunID] = field(default_factory=dict)
+    """Runs that this process cancelled and that may not have ended yet."""

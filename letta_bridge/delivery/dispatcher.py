@@ -1,7 +1,8 @@
 """The first stage: each room's events in order, each decided once, with the decision and its work in one commit."""
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from .. import errors
 from ..commands.bot import BotCommands
 from ..db.agents import AgentRow, Agents
-from ..db.database import Connection
+from ..db.database import DATABASE_ERRORS, Connection
 from ..db.inbox import Inbox, StoredEvent
 from ..db.memory import Told
 from ..db.outbox import Outbox
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 _TRIES = 5
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
+_QUOTE_SECONDS = 5.0
 _STATE_TYPES = frozenset(("m.room.member", "m.room.name", "m.room.encryption"))
 
 
@@ -75,7 +77,7 @@ class Dispatcher:
         try:
             if (await self._rooms.info(room_id)).gap:
                 await self._entry.close_gap(fence, room_id)
-            while (event := await self._inbox.head(room_id)) is not None:
+            while not self._lanes.closing and (event := await self._inbox.head(room_id)) is not None:
                 await self._guarded(fence, event)
         except (HomeserverError, LettaError) as error:
             tries = self._waits.get(room_id, 0)
@@ -85,21 +87,30 @@ class Dispatcher:
                 log.warning("an event cannot be dispatched yet", extra=extra)
             return float(min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** min(tries, 10)))
         self._waits.pop(room_id, None)
-        return None
+        return await self._inbox.next_wait(room_id)
 
     async def _guarded(self, fence: Fence, event: StoredEvent) -> None:
         """The boundary at which an event that cannot be handled becomes a dead letter instead of blocking its room."""
         try:
             await self._one(fence, event)
-        except (FencedError, LettaError):
+        except (FencedError, *DATABASE_ERRORS):
             raise
         except Exception as error:
-            if isinstance(error, HomeserverError) and error.passing:
-                raise
-            extra = {"action": "dispatch_failed", "event": event.event_id, "attempt": event.attempts + 1}
+            if isinstance(error, LettaError) or (isinstance(error, HomeserverError) and error.passing):
+                if event.type != "m.room.member":
+                    raise
+                # an invitation that cannot be taken now does not hold up what is said to others in the room
+                delay = float(min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** min(event.attempts, 10)))
+                await self._lanes.write(fence, lambda conn: self._inbox.set_aside(conn, event.seq, delay))
+                extra = {"action": "invite_waits", "room": event.room_id, "why": str(error)}
+                log.warning("an invitation cannot be taken yet", extra=extra)
+                return
+            attempt = event.attempts + 1
+            extra = {"action": "dispatch_failed", "event": event.event_id, "attempt": str(attempt)}
             log.exception("event could not be dispatched", extra=extra)
-            if event.attempts + 1 < _TRIES:
+            if attempt < _TRIES:
                 await self._lanes.write(fence, lambda conn: self._inbox.failed(conn, event.seq))
+                await asyncio.sleep(_FIRST_WAIT * 2**event.attempts)  # whatever it was gets a moment to pass
             else:
                 await self._bury(fence, event)
 
@@ -125,14 +136,24 @@ class Dispatcher:
             return
         room = await self._rooms.info(event.room_id)
         agents = await self._agents.in_room(event.room_id)
+        if not room.known and not agents and not self._directory.is_ours(event.sender):
+            room, agents = await self._discover(fence, event.room_id)
         view = self._room_view(room, agents)
-        seen = await self._event_view(event, view)
+        seen, quoted = await self._event_view(event, view)
         decision = decide(seen, view, self._permissions.grant(event.sender))
         if decision.action is Action.ANSWER and await self._too_fast(event.sender):
             text = errors.TOO_FAST.format(limit=self._per_minute)
             slow_down = Notice(text, f"rate:{event.sender}", decision.puppets[0], again_after=60.0)
             decision = Decision(Action.NOTICE, "over the sender's rate", notice=slow_down)
-        await self._apply(fence, event, seen, room, view, decision)
+        messages = await self._messages(event, seen, quoted, room, view, decision)
+        await self._apply(fence, event, seen, messages, decision)
+
+    async def _discover(self, fence: Fence, room_id: RoomID) -> tuple[RoomInfo, list[AgentRow]]:
+        """An event of a room that we know nothing of was pushed, so one of ours is in it (a database was rebuilt)."""
+        for mxid in await self._entry.who_is_in(room_id):
+            await self._entry.learn(fence, room_id, mxid)
+            break
+        return await self._rooms.info(room_id), await self._agents.in_room(room_id)
 
     async def _state(self, fence: Fence, event: StoredEvent) -> None:
         about = event.event.get("state_key")
@@ -173,7 +194,8 @@ class Dispatcher:
             any(member.mxid == self._homeserver.bot_mxid for member in room.joined),
         )
 
-    async def _event_view(self, event: StoredEvent, room: RoomView) -> EventView:
+    async def _event_view(self, event: StoredEvent, room: RoomView) -> tuple[EventView, Mapping[str, Any]]:
+        """The event, and the content of the message that it replies to."""
         content = event.event["content"]
         relation = incoming.relation(content)
         body = (incoming.new_content(content) or content) if relation.replaces else content
@@ -181,8 +203,9 @@ class Dispatcher:
         ours = self._directory.is_ours(event.sender)
         is_message = event.type == "m.room.message" and not ours
         reply_sender = thread_sender = None
+        quoted: Mapping[str, Any] = {}
         if is_message and relation.reply_to and not relation.falling_back:
-            reply_sender, _ = await self._quoted(room, relation.reply_to)
+            reply_sender, quoted = await self._quoted(room, relation.reply_to)
         if is_message and relation.thread_root and room.alone is None:
             thread_sender, _ = await self._quoted(room, relation.thread_root)
         return EventView(
@@ -196,7 +219,7 @@ class Dispatcher:
             reply_sender,
             thread_sender,
             ours,
-        )
+        ), quoted
 
     async def _quoted(self, room: RoomView, event_id: EventID) -> tuple[MXID | None, Mapping[str, Any]]:
         """Who wrote an event of this room and what it says: from our tables, else from the homeserver."""
@@ -205,8 +228,9 @@ class Dispatcher:
         stored = await self._inbox.event(event_id)
         if (stored is None or stored.get("room_id") != room.room_id) and room.puppets:
             try:
-                stored = await self._homeserver.intent(room.puppets[0].mxid).event(room.room_id, event_id)
-            except HomeserverError:
+                async with asyncio.timeout(_QUOTE_SECONDS):
+                    stored = await self._homeserver.intent(room.puppets[0].mxid).event(room.room_id, event_id)
+            except (HomeserverError, TimeoutError):
                 return None, {}  # a quote is context, not worth waiting for
         sender, content = (stored or {}).get("sender"), (stored or {}).get("content")
         return (
@@ -221,11 +245,9 @@ class Dispatcher:
         fence: Fence,
         event: StoredEvent,
         seen: EventView,
-        room: RoomInfo,
-        view: RoomView,
+        messages: Sequence[NewMessage],
         decision: Decision,
     ) -> None:
-        messages = await self._messages(event, seen, room, view, decision)
         answer = await self._commands.answer(event.sender, seen.text) if decision.action is Action.COMMAND else ""
         to_stop: list[TurnID] = []
         thread = seen.relation.thread_root or ""
@@ -239,7 +261,7 @@ class Dispatcher:
             if decision.action is Action.EDIT:
                 reason = await self._edit(conn, event, seen, decision, thread)
             elif decision.action is Action.WITHDRAW and decision.target:
-                withdrawn = await self._turns.withdraw(conn, EventID(decision.target))
+                withdrawn = await self._withdraw(conn, event, EventID(decision.target))
                 reason = f"redaction: {withdrawn} waiting messages withdrawn"
             elif decision.action is Action.STOP:
                 to_stop.extend(await self._stop(conn, event, decision, thread))
@@ -261,15 +283,18 @@ class Dispatcher:
             self._lanes.wake(f"send:{event.room_id}")
 
     async def _messages(
-        self, event: StoredEvent, seen: EventView, room: RoomInfo, view: RoomView, decision: Decision
+        self,
+        event: StoredEvent,
+        seen: EventView,
+        quoted: Mapping[str, Any],
+        room: RoomInfo,
+        view: RoomView,
+        decision: Decision,
     ) -> list[NewMessage]:
         if decision.action is not Action.ANSWER:
             return []
         relation = seen.relation
-        quoted: tuple[MXID | None, Mapping[str, Any]] = (None, {})
         really_replies = relation.reply_to is not None and not relation.falling_back
-        if relation.reply_to and really_replies:
-            quoted = await self._quoted(view, relation.reply_to)
         crowd = len(view.people) > 1 or len(view.puppets) > 1
         portal = await self._agents.by_portal(event.room_id)
         thread = relation.thread_root or ""
@@ -289,13 +314,20 @@ class Dispatcher:
             for puppet in decision.puppets
         ]
 
+    async def _withdraw(self, conn: Connection, event: StoredEvent, target: EventID) -> int:
+        """Servers send every redaction on, and only refuse to apply those that are not allowed. Our own homeserver has
+        asked its user's power; of others only the author is believed.
+        """
+        trusted = event.sender.partition(":")[2] == self._homeserver.domain
+        return await self._turns.withdraw(conn, event.room_id, target, None if trusted else event.sender)
+
     async def _edit(
         self, conn: Connection, event: StoredEvent, seen: EventView, decision: Decision, thread: str
     ) -> str:
         def change(sealed: str) -> str:
             return envelope.seal(replace(envelope.open_(sealed), body=seen.text))
 
-        changed, late = await self._turns.edit(conn, EventID(decision.target), event.sender, change)
+        changed, late = await self._turns.edit(conn, event.room_id, EventID(decision.target), event.sender, change)
         if late and not changed and decision.puppets:
             await self._say(conn, event, thread, Notice(errors.EDIT_TOO_LATE, "edits", decision.puppets[0]))
         return f"edit: {changed} waiting copies changed, {late} read already"
@@ -354,6 +386,7 @@ class Dispatcher:
         voice = Voice(sender, event.room_id, said.puppet.agent_id if said.puppet else None)
         out = notice(voice, said.text, target, source=event.event_id, kind=said.topic or "once")
         await self._outbox.add(conn, out)
+        await self._lanes.announce(conn, f"send:{event.room_id}")
 
 
 def _puppet(agent: AgentRow) -> PuppetInRoom:
@@ -367,17 +400,16 @@ def _sealed(
     view: RoomView,
     puppet: PuppetInRoom,
     names: Mapping[MXID, str],
-    quoted: tuple[MXID | None, Mapping[str, Any]],
+    quoted: Mapping[str, Any],
     portal: AgentRow | None,
 ) -> str:
     """What this agent will read."""
-    author, content = quoted
-    reply = None
+    author, reply = seen.reply_sender, None
     if seen.relation.reply_to and not seen.relation.falling_back:
         who: envelope.Person | str | None = None
         if author is not None:
             who = "you" if author == puppet.mxid else envelope.Person(author, names.get(author, ""))
-        excerpt = incoming.excerpt(incoming.to_markdown(content)) if content else None
+        excerpt = incoming.excerpt(incoming.to_markdown(quoted)) if quoted else None
         reply = envelope.Reply(seen.relation.reply_to, who, excerpt)  # type: ignore[arg-type]
     kind: envelope.Kind = "group"
     if portal is not None and portal.agent_id == puppet.agent_id:

@@ -27,12 +27,25 @@ Handler = Callable[["Fence"], Awaitable[float | None]]
 
 _SWEEP = 15.0
 _ERROR_PAUSE = 1.0
+_LONGEST_ERROR_PAUSE = 30.0
+_FLUSH = 5.0
+"""Seconds that the last lanes get at a stop, once the others have ended."""
 _CHANNEL = "letta_bridge"
 
 
 def _uptime() -> float:
     """A clock that nobody sets and that runs on while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _prefix(lane: str) -> str:
+    return lane.partition(":")[0]
+
+
+async def _end(task: "asyncio.Task[None] | None") -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class FencedError(Exception):
@@ -51,11 +64,12 @@ class Fence:
 class _Entry:
     """A lane with work or a timer in this process."""
 
-    __slots__ = ("again", "task", "timer")
+    __slots__ = ("again", "failures", "task", "timer")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.again = False
+        self.failures = 0
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -76,19 +90,32 @@ class Lanes:
         self._beat = beat
         self._incarnation = secrets.token_hex(8)
         self._handlers: dict[str, Handler] = {}
+        self._last: set[str] = set()
         self._sweeps: list[Callable[[], Awaitable[Iterable[str]]]] = []
         self._signals: dict[str, Callable[[str], None]] = {}
         self._entries: dict[str, _Entry] = {}
         self._held: dict[str, int] = {}
         self._closing = False
-        self._background: list[asyncio.Task[None]] = []
+        self._closed = False
+        self._beats: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.Task[None] | None = None
         self._listener: asyncpg.Connection | None = None
         self._sweep_soon = asyncio.Event()
         self._last_beat = 0.0
 
-    def handle(self, prefix: str, handler: Handler) -> None:
-        """Let ``handler`` do the work of lanes whose name starts with ``prefix`` and a colon (or equals it)."""
+    def handle(self, prefix: str, handler: Handler, *, last: bool = False) -> None:
+        """Let ``handler`` do the work of lanes whose name starts with ``prefix`` and a colon (or equals it).
+
+        ``last``: when the others stop, these go on until what the others left for them is done.
+        """
         self._handlers[prefix] = handler
+        if last:
+            self._last.add(prefix)
+
+    @property
+    def closing(self) -> bool:
+        """No new work is to be begun: a handler returns after what it is doing."""
+        return self._closing
 
     def sweep_with(self, source: Callable[[], Awaitable[Iterable[str]]]) -> None:
         """Ask ``source`` for lanes with open work: at start, and regularly as the net under lost wakes."""
@@ -111,26 +138,21 @@ class Lanes:
         await self._beat_once(first=True)
         if self._db.postgres:
             await self._listen()
-            self._background.append(asyncio.create_task(self._beating()))
+            self._beats = asyncio.create_task(self._beating())
         await self.sweep()
-        self._background.append(asyncio.create_task(self._sweeping()))
+        self._sweeper = asyncio.create_task(self._sweeping())
 
     async def stop(self, drain: float) -> None:
         """Stop taking work, let what runs come to its end for up to ``drain`` seconds, give the lanes back."""
         self._closing = True
-        for task in self._background:
-            task.cancel()
-        running = [entry.task for entry in self._entries.values() if entry.task]
         for entry in self._entries.values():
             if entry.timer:
                 entry.timer.cancel()
-        if running:
-            _, late = await asyncio.wait(running, timeout=drain)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, *self._background, return_exceptions=True)
-        else:
-            await asyncio.gather(*self._background, return_exceptions=True)
+        await _end(self._sweeper)
+        await self._drain(drain, [name for name in self._entries if _prefix(name) not in self._last])
+        await self._drain(_FLUSH, [name for name in self._entries if _prefix(name) in self._last])
+        self._closed = True
+        await _end(self._beats)
         if self._listener is not None:
             with contextlib.suppress(Exception):  # closing; the server drops it anyway
                 await self._listener.close(timeout=2)
@@ -148,11 +170,22 @@ class Lanes:
 
         await self._db.write(release)
 
+    async def _drain(self, seconds: float, lanes: list[str]) -> None:
+        """Let the tasks of these lanes end by themselves for a while, then cancel what is left."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while tasks := [e.task for name in lanes if (e := self._entries.get(name)) is not None and e.task is not None]:
+            done, _ = await asyncio.wait(tasks, timeout=max(0.0, deadline - loop.time()))
+            if not done:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
     # -- waking
 
     def wake(self, lane: str) -> None:
         """Have the lane's work done soon; never lost: a wake during the work lets it run once more."""
-        if self._closing:
+        if self._stopped(lane):
             return
         entry = self._entries.setdefault(lane, _Entry())
         if entry.timer:
@@ -162,6 +195,9 @@ class Lanes:
             entry.again = True
             return
         entry.task = asyncio.create_task(self._run(lane, entry), name=lane)
+
+    def _stopped(self, lane: str) -> bool:
+        return self._closed or (self._closing and _prefix(lane) not in self._last)
 
     async def announce(self, conn: Connection, payload: str) -> None:
         """Within a transaction: let the other replicas wake a lane, or get a signal (``!name text``), at commit."""
@@ -207,14 +243,14 @@ class Lanes:
     async def _run(self, lane: str, entry: _Entry) -> None:
         delay: float | None = None
         try:
-            while not self._closing:
+            while not self._stopped(lane):
                 entry.again = False
-                delay = await self._work(lane)
+                delay = await self._work(lane, entry)
                 if not entry.again:
                     break
         finally:  # also when cancelled: the sweep must find the lane free to be woken
             entry.task = None
-        if self._closing:
+        if self._stopped(lane):
             return
         if delay is None:
             if self._entries.get(lane) is entry and entry.timer is None:
@@ -222,7 +258,7 @@ class Lanes:
             return
         entry.timer = asyncio.get_running_loop().call_later(max(delay, 0.0), self.wake, lane)
 
-    async def _work(self, lane: str) -> float | None:
+    async def _work(self, lane: str, entry: _Entry) -> float | None:
         """One round of the lane's handler: the boundary at which its unexpected errors are reported."""
         try:
             epoch = self._held.get(lane)
@@ -230,15 +266,17 @@ class Lanes:
                 epoch = await self._claim(lane)
             if epoch is None:
                 return None  # somebody alive owns it and was told too
-            handler = self._handlers[lane.partition(":")[0]]
-            return await handler(Fence(lane, self._owner, epoch))
+            delay = await self._handlers[_prefix(lane)](Fence(lane, self._owner, epoch))
+            entry.failures = 0
+            return delay
         except FencedError:
             self._held.pop(lane, None)
             log.warning("lane lost to another replica", extra={"action": "lane_fenced", "lane": lane})
             return None
         except Exception:  # a lane never dies of one bad round
             log.exception("lane failed, will try again", extra={"action": "lane_error", "lane": lane})
-            return _ERROR_PAUSE
+            entry.failures += 1
+            return float(min(_LONGEST_ERROR_PAUSE, _ERROR_PAUSE * 2 ** min(entry.failures - 1, 10)))
 
     async def _claim(self, lane: str) -> int | None:
         async def claim(conn: Connection) -> int | None:
@@ -293,7 +331,9 @@ class Lanes:
             if _uptime() - self._last_beat > 0.8 * self._lease:
                 self._let_go()
             try:
-                await self._beat_once()
+                # a beat that hangs (the database is gone) must not keep us from letting go in time
+                async with asyncio.timeout(max(0.1, 0.8 * self._lease - (_uptime() - self._last_beat))):
+                    await self._beat_once()
                 await self.sweep()
             except Exception:  # the beat is retried for ever; missing it fences us
                 log.exception("heartbeat failed", extra={"action": "beat_failed"})
@@ -342,5 +382,5 @@ class Lanes:
             self._sweep_soon.set()
         else:
             for lane in text.split("\n"):
-                if lane.partition(":")[0] in self._handlers:
+                if _prefix(lane) in self._handlers:
                     self.wake(lane)

@@ -1,17 +1,17 @@
 """How our users come into rooms: invitations, joins, and reading back what was said before or in a gap."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import errors
 from ..db.agents import AgentRow, Agents
 from ..db.database import Connection
-from ..db.inbox import Inbox, StoredEvent
+from ..db.inbox import Arrival, Inbox, StoredEvent
 from ..db.memory import Told
 from ..db.outbox import Outbox
 from ..db.rooms import Rooms
-from ..ids import MXID, EventID, RoomID
+from ..ids import MXID, RoomID
 from ..matrix.catchup import read_back
 from ..matrix.homeserver import Homeserver, HomeserverError, Intent
 from ..mirror.directory import Directory
@@ -21,6 +21,7 @@ from .outgoing import ReplyTarget, Voice, notice, text_content
 
 log = logging.getLogger(__name__)
 
+_ASK_AT_MOST = 200
 _TELL_AGAIN = 24 * 3600.0
 
 
@@ -65,8 +66,10 @@ class RoomEntry:
         if membership == "join" and event.sender == mxid:
             room = await self._rooms.info(event.room_id)
             if not room.known:
-                await self._enter(fence, event.room_id, mxid, None)
-                return "dispatched", "joined without an invitation of ours; read back"
+                # not by an invitation that we saw: what was said before was not meant for the agent, or was answered
+                # by a bridge whose database is gone
+                await self.learn(fence, event.room_id, mxid)
+                return "dispatched", "joined without an invitation of ours"
         return "dispatched", f"membership of ours: {str(membership)[:20]}"
 
     async def _invited(self, fence: Fence, event: StoredEvent, mxid: MXID) -> tuple[str, str]:
@@ -90,7 +93,7 @@ class RoomEntry:
             if error.passing:
                 raise
             return "dispatched", f"could not join: {error}"
-        await self._enter(fence, event.room_id, mxid, event.event_id)
+        await self._enter(fence, event, mxid, intent)
         return "dispatched", "joined"
 
     async def _intent(self, mxid: MXID) -> Intent | None:
@@ -121,18 +124,49 @@ class RoomEntry:
         await intent.leave(event.room_id, reason)
         log.info("invitation refused", extra={"action": "invite_refused", "who": grant.mxid, "why": str(grant)})
 
-    async def _enter(self, fence: Fence, room_id: RoomID, mxid: MXID, invite: EventID | None) -> None:
-        """Right after a join: learn the room's state, and read what was said since the invitation."""
-        intent = await self._intent(mxid)
-        if intent is None:
-            return
-        state = await intent.state(room_id)
-        back = await read_back(intent, self._inbox, room_id, invite, self._limit)
+    async def who_is_in(self, room_id: RoomID) -> list[MXID]:
+        """Which of our users are joined to the room, as far as the homeserver tells the first that may ask."""
+        users = [self._homeserver.bot_mxid, *(agent.mxid for agent in await self._agents.all() if agent.registered)]
+        for mxid in users[:_ASK_AT_MOST]:
+            try:
+                members = await self._homeserver.intent(mxid).joined_members(room_id)
+            except HomeserverError as error:
+                if error.passing:
+                    raise
+                continue
+            return [member for member in members if self._directory.is_ours(member)]
+        return []
 
+    async def learn(self, fence: Fence, room_id: RoomID, mxid: MXID) -> None:
+        """Read the whole state of a room that one of our users is in.
+
+        Raises:
+            HomeserverError: it cannot be read.
+        """
+        intent = await self._intent(mxid)
+        if intent is not None:
+            state = await intent.state(room_id)
+            await self._take_in(fence, room_id, mxid, state, (), 0)
+
+    async def _enter(self, fence: Fence, invite: StoredEvent, mxid: MXID, intent: Intent) -> None:
+        """Right after a join: learn the room's state, and read what was said since the invitation."""
+        state = await intent.state(invite.room_id)
+        back = await read_back(intent, self._inbox, invite.room_id, invite.event_id, self._limit)
+        await self._take_in(fence, invite.room_id, mxid, state, back.arrivals, invite.seq)
+
+    async def _take_in(
+        self,
+        fence: Fence,
+        room_id: RoomID,
+        mxid: MXID,
+        state: list[dict[str, Any]],
+        arrivals: Sequence[Arrival],
+        after: int,
+    ) -> None:
         async def work(conn: Connection) -> None:
             await self._rooms.snapshot(conn, room_id, state)
             await self._rooms.set_membership(conn, room_id, mxid, "join")
-            await self._inbox.insert_caught_up(conn, room_id, back.arrivals)
+            await self._inbox.insert_caught_up(conn, room_id, arrivals, after)
             if _is_encrypted(state):
                 await self._say_encrypted(conn, room_id, mxid)
 
@@ -152,21 +186,22 @@ class RoomEntry:
             HomeserverError: not now.
         """
         room = await self._rooms.info(room_id)
-        ours = [member.mxid for member in room.joined if self._directory.is_ours(member.mxid)]
-        arrivals: tuple[Any, ...] = ()
-        if ours:
-            intent = await self._intent(ours[0])
+        arrivals: Sequence[Arrival] = ()
+        for member in room.joined:
+            if not self._directory.is_ours(member.mxid):
+                continue
+            intent = self._homeserver.intent(member.mxid)
             try:
-                if intent is not None:
-                    arrivals = (await read_back(intent, self._inbox, room_id, None, self._limit)).arrivals
-            except HomeserverError as error:
+                arrivals = (await read_back(intent, self._inbox, room_id, None, self._limit)).arrivals
+                break
+            except HomeserverError as error:  # this one of our users cannot read it; another one may
                 if error.passing:
                     raise
-                log.info("gap not closed", extra={"action": "gap_unreadable", "room": room_id, "why": str(error)})
+                log.info("gap not read", extra={"action": "gap_unreadable", "room": room_id, "why": str(error)})
 
         async def work(conn: Connection) -> int:
             await self._rooms.mark_gap(conn, room_id, False)
-            return await self._inbox.insert_caught_up(conn, room_id, arrivals)
+            return await self._inbox.insert_caught_up(conn, room_id, arrivals, 0)
 
         if missed := await self._lanes.write(fence, work):
             log.warning("caught up", extra={"action": "caught_up", "room": room_id, "events": missed})

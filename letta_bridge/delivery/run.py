@@ -12,7 +12,17 @@ from ..db.outbox import Outgoing
 from ..db.turns import TurnMessage, TurnRow
 from ..errors import Fate
 from ..ids import MAIN_CONVERSATION, MXID, PREFIX, ConversationID, EventID, Otid, RoomID, RunID, make_otid
-from ..letta.backend import Finished, Live, NotDelivered, Prompt, RunFailed, RunStarted, TurnEvent, Unknown
+from ..letta.backend import (
+    Finished,
+    Live,
+    NotDelivered,
+    Outcome,
+    Prompt,
+    RunFailed,
+    RunStarted,
+    TurnEvent,
+    Unknown,
+)
 from ..letta.errors import Delivery, Kind, LettaError
 from .context import TurnContext
 from .lanes import Fence
@@ -22,7 +32,8 @@ from .speech import Renderer, Speech, whole
 
 log = logging.getLogger(__name__)
 
-_OPENING_CONFIRM = 30.0
+_OPENING_CONFIRM = 3.0
+_SAY_UNKNOWN_AFTER = 30.0
 _CANCEL_TRIES = 3
 _CANCEL_PAUSE = 0.5
 _ORPHAN = "orphan"
@@ -44,6 +55,7 @@ class TurnRun:
         self._turn = turn
         self._puppet = puppet
         self.unsure = False
+        self._probing = False
         self._speeches: list[Speech] = []
         self.stop = asyncio.Event()
         if turn.stop_by:
@@ -51,10 +63,12 @@ class TurnRun:
 
     async def start(self) -> float | None:
         """``queued``: hand the messages over and follow the run."""
+        await self._reread()  # a stop may have come since the lane looked
         turn = self._turn
         if self.stop.is_set():
             return await self._close_stopped(None, [])
         try:
+            await self._let_cancelled_run_end()
             conversation = await self._conversation()
         except LettaError as error:
             return await self._failed(error)
@@ -96,17 +110,17 @@ class TurnRun:
 
     async def recover(self) -> float | None:
         """``running`` without us (a crash, a take-over, a broken stream): find out what became of it, never guess."""
+        await self._reread()
         turn = self._turn
         messages = await self._c.turns.messages(turn.turn_id)
         try:
             outcome = await self._find(RunID(turn.run_id) if turn.run_id else None, messages)
-            if isinstance(outcome, Live) and self._c.outage.began_before(turn.running_for):
-                # Letta went away since the run began, so nobody works on it any more: it would stay "running" for ever
-                await self._note_wait(_ORPHAN)
-                await self._c.backend.cancel(turn.agent_id, outcome.run_id)
-                outcome = await self._find(outcome.run_id, messages)
         except LettaError as error:
             return await self._cannot_ask(error)
+        return await self._go_on(outcome, messages)
+
+    async def _go_on(self, outcome: Outcome, messages: list[TurnMessage]) -> float | None:
+        turn = self._turn
         extra = {"action": "turn_found", "turn": turn.turn_id, "outcome": type(outcome).__name__}
         log.info("turn looked up", extra=extra)
         match outcome:
@@ -123,9 +137,7 @@ class TurnRun:
             case Unknown():
                 return await self._unknown(outcome)
 
-    async def _find(
-        self, run_id: RunID | None, messages: Sequence[TurnMessage]
-    ) -> Finished | Live | NotDelivered | RunFailed | Unknown:
+    async def _find(self, run_id: RunID | None, messages: Sequence[TurnMessage]) -> Outcome:
         return await self._c.backend.find(
             self._turn.agent_id,
             ConversationID(self._turn.conversation_id),
@@ -135,11 +147,33 @@ class TurnRun:
         )
 
     async def _rejoin(self, run_id: RunID, messages: list[TurnMessage]) -> float | None:
+        """Follow a live run. One that began before Letta went away is given a short time only: Letta does not go on
+        with it, and would call it running for ever.
+        """
         turn = self._turn
         left = max(1.0, self._c.settings.timeout - turn.running_for)
+        self._probing = self._c.outage.began_before(turn.running_for)
+        if self._probing:
+            left = min(left, self._c.settings.settle)
+        if not turn.run_id:
+            await self._c.lanes.write(self._fence, lambda conn: self._c.turns.accepted(conn, turn.turn_id, run_id))
+            await self._reread()
         conversation = ConversationID(turn.conversation_id)
         stream = self._c.backend.resume(turn.agent_id, conversation, run_id, deadline=left)
         return await self._follow(stream, messages)
+
+    async def _cancel_orphan(self) -> float | None:
+        turn = self._turn
+        messages = await self._c.turns.messages(turn.turn_id)
+        await self._note_wait(_ORPHAN)
+        try:
+            await self._c.backend.cancel(turn.agent_id, RunID(turn.run_id))
+            outcome = await self._find(RunID(turn.run_id), messages)
+        except LettaError as error:
+            return await self._cannot_ask(error)
+        if isinstance(outcome, Live):  # said again at the next look
+            return self._c.settings.unknown_pause
+        return await self._go_on(outcome, messages)
 
     async def _run_failed(self, outcome: RunFailed) -> float | None:
         if self.stop.is_set():
@@ -157,6 +191,9 @@ class TurnRun:
 
     async def _unknown(self, outcome: Unknown) -> float | None:
         if not self._overdue():
+            if self._turn.running_for > _SAY_UNKNOWN_AFTER:
+                messages = await self._c.turns.messages(self._turn.turn_id)
+                await self._add([self._replies(messages).about("looking", errors.LOOKING)])
             return self._c.settings.unknown_pause
         await self._uncertain(outcome.detail)
         return None
@@ -255,7 +292,21 @@ class TurnRun:
             await self._c.sender.edit_now(self._puppet, self._turn.room_id, content, edit.txn_id)
         renderer.edited(speech, text, time.monotonic())
 
+    async def _let_cancelled_run_end(self) -> None:
+        """A cancelled run ends only when its model answers, and Letta may let two runs of one conversation spoil each
+        other: wait for its end, for a bounded time.
+        """
+        run_id = self._c.cancelled.pop(self._turn.agent_id, None)
+        if run_id is None:
+            return
+        deadline = time.monotonic() + self._c.settings.settle
+        while time.monotonic() < deadline:
+            if not isinstance(await self._find(run_id, []), Live):
+                return
+            await asyncio.sleep(_CANCEL_PAUSE)
+
     async def _cancel_run(self) -> None:
+        self._c.cancelled[self._turn.agent_id] = RunID(self._turn.run_id)
         for left in range(_CANCEL_TRIES - 1, -1, -1):
             try:
                 await self._c.backend.cancel(self._turn.agent_id, RunID(self._turn.run_id))
@@ -339,6 +390,8 @@ class TurnRun:
     async def _broken(self, error: LettaError, renderer: Renderer, replies: Replies) -> float | None:
         """The call failed: what is unknown is looked up, what is known is acted upon."""
         named = bool(self._turn.run_id)  # a run without a name has to be found before it can be cancelled
+        if error.kind is Kind.TIMEOUT and named and self._probing:
+            return await self._cancel_orphan()
         if error.kind is Kind.TIMEOUT and named:
             await self._cancel_run()
             return await self._give_up(Kind.TIMEOUT)
@@ -372,8 +425,7 @@ class TurnRun:
 
     async def _wait(self, error: LettaError) -> float | None:
         agent_id = self._turn.agent_id
-        if error.kind is Kind.UNREACHABLE:
-            self._c.outage.seen()
+        self._c.outage.seen(error)
         delay = error.retry_after or self._c.settings.pause_of(error.kind) or self._c.outage.pause(agent_id)
         await self._requeue(delay, error.kind.value, failed=False)
         await self._c.troubles.tell_waiting(self._fence, agent_id, error.kind, self._turn.room_id)
@@ -383,11 +435,12 @@ class TurnRun:
         """Letta cannot say what became of the turn: it stays ``running`` and is asked about again."""
         turn, kind = self._turn, error.kind
         if kind in (Kind.AGENT_GONE, Kind.CONVERSATION_GONE):
-            return await self._give_up(kind, error.detail)
-        if kind is Kind.UNREACHABLE:
-            self._c.outage.seen()
+            await self._uncertain(error.detail)
+            return None
+        self._c.outage.seen(error)
         if errors.TROUBLES[kind].fate is Fate.WAIT:
-            await self._c.lanes.write(self._fence, lambda conn: self._c.turns.note_wait(conn, turn.turn_id, kind.value))
+            if turn.wait_reason != _ORPHAN:
+                await self._note_wait(kind.value)
             await self._c.troubles.tell_waiting(self._fence, turn.agent_id, kind, turn.room_id)
         elif self._overdue():
             await self._uncertain(error.detail)
@@ -440,3 +493,5 @@ class TurnRun:
         turn = await self._c.turns.get(self._turn.turn_id)
         assert turn is not None
         self._turn = turn
+        if turn.stop_by:
+            self.stop.set()

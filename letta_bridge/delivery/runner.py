@@ -34,7 +34,7 @@ class Runner:
     async def handle(self, fence: Fence) -> float | None:
         """Work through the agent's turns until there is nothing to do now."""
         agent_id = AgentID(fence.lane.partition(":")[2])
-        while True:
+        while not self._c.lanes.closing:
             for stop in await self._c.turns.stops(agent_id):
                 await self._serve_stop(fence, stop)
             turn = await self._c.turns.head(fence.lane)
@@ -50,6 +50,7 @@ class Runner:
             pause = await self._turn(fence, turn, agent.mxid)
             if pause is not None:
                 return pause
+        return None
 
     async def _turn(self, fence: Fence, turn: TurnRow, puppet: MXID) -> float | None:
         """Start a queued turn, or find out what became of one that was running when its owner went away."""
@@ -77,7 +78,7 @@ class Runner:
 
     async def _serve_stop(self, fence: Fence, stop: StopRequest) -> None:
         """The runs are stopped already; what can still hold the agent is an approval that nobody gives."""
-        denied = False
+        denied, deaf = False, False
         agent = await self._c.agents.get(stop.agent_id)
         try:
             conversation = await self._known_conversation(stop.agent_id, stop.room_id)
@@ -85,16 +86,17 @@ class Runner:
                 reason = f"{stop.sender} said stop"
                 denied = await self._c.backend.deny_approval(stop.agent_id, conversation, reason)
         except LettaError as error:
+            deaf = True
             log.warning("approval not denied", extra={"action": "deny_failed", "why": str(error)})
 
         where = (stop.agent_id, stop.room_id)
         unsure = where in self._unsure
-        sentence = stopped(run=stop.stopped > 0, denied=denied, withdrawn=stop.withdrawn > 0, unsure=unsure)
+        sentence = stopped(run=stop.stopped > 0, denied=denied, withdrawn=stop.withdrawn > 0, unsure=unsure, deaf=deaf)
 
         async def work(conn: Connection) -> None:
             await self._c.turns.stop_served(conn, stop)
             await self._c.troubles.ended(conn, stop.agent_id, stop.room_id)
-            if agent is not None and (denied or not stop.quiet):
+            if agent is not None and (denied or deaf or not stop.quiet):
                 voice = Voice(agent.mxid, stop.room_id, stop.agent_id)
                 target = ReplyTarget(stop.thread_root, stop.event_id if stop.thread_root else "")
                 source = f"{stop.event_id}|{stop.agent_id}"

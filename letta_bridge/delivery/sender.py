@@ -27,6 +27,8 @@ _MEMORY_WITH_DEVICE = 20 * 3600.0
 _MEMORY_WITHOUT_DEVICE = 25 * 60.0
 """Without a device it keeps them 30 to 60 minutes, in memory."""
 _LONGEST_BACK_OFF = 60.0
+_MOST_500S = 30
+"""An event to which the homeserver answers "internal error" for about half an hour is the cause of it."""
 _LOOK_PAGES = 10
 _CONFIRM_POLL = 1.0
 
@@ -44,6 +46,7 @@ class Sender:
         self._lanes = lanes
         self._bot = bot
         self._waiting: dict[str, asyncio.Future[EventID | None]] = {}
+        self._repaired: set[int] = set()
         self._no_edits_before: dict[tuple[MXID, RoomID], float] = {}
 
     async def handle(self, fence: Fence) -> float | None:
@@ -144,14 +147,15 @@ class Sender:
         if error.unknown_device and row.attempts < 3:
             await self._renew_device(row.sender, intent)
             delay = 0.1
-        elif error.passing:
+        elif error.passing and not (error.status == 500 and row.attempts >= _MOST_500S):
             if row.attempts == 0:
                 log.warning(
                     "homeserver does not take an event, trying on",
                     extra={"action": "send_retry", "room": row.room_id, "why": str(error)},
                 )
             delay = error.retry_after or min(_LONGEST_BACK_OFF, 0.5 * 2 ** min(row.attempts, 10))
-        elif error.forbidden and row.attempts == 0:
+        elif error.forbidden and row.seq not in self._repaired:
+            self._repaired.add(row.seq)
             await self._rejoin(intent, row.room_id)
             delay = 0.0
         else:
@@ -195,6 +199,7 @@ class Sender:
                 await self._turns.close_delivered(conn, row.turn_id)
 
         await self._lanes.write(fence, work)
+        self._repaired.discard(row.seq)
         self._resolve(row.txn_id, None)
 
     def _resolve(self, txn_id: str, event_id: EventID | None) -> None:

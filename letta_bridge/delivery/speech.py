@@ -6,7 +6,7 @@ Pure: time is handed in, nothing is sent. One Matrix message per assistant messa
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..letta.backend import ApprovalRequest, Reasoning, RunEnded, Text, ToolCall, ToolReturn, TurnEvent
+from ..letta.backend import ApprovalRequest, RunEnded, Text, ToolCall, TurnEvent
 
 _FIRST_GAP = 1.0
 _GROWTH = 1.12
@@ -49,7 +49,6 @@ class Renderer:
         self._accepted_at: float | None = None
         self.speeches: list[Speech] = []
         self.approvals: list[ApprovalRequest] = []
-        self.tools: list[str] = []
         self.ended: RunEnded | None = None
 
     def accepted(self, now: float) -> None:
@@ -64,13 +63,9 @@ class Renderer:
         if isinstance(event, ToolCall | ApprovalRequest | RunEnded):
             if isinstance(event, ApprovalRequest):
                 self.approvals.append(event)
-            elif isinstance(event, ToolCall):
-                self.tools.append(event.name)
-            else:
+            elif isinstance(event, RunEnded):
                 self.ended = event
             return self._complete_last()
-        if isinstance(event, Reasoning | ToolReturn):
-            return None
         return None
 
     def _text(self, event: Text) -> Speech | None:

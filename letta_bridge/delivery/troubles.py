@@ -50,6 +50,7 @@ class Troubles:
                 voice = Voice(agent.mxid, room.room_id, agent_id)
                 source = f"{room.event_id}|{agent_id}|{room.attempt}"
                 await self._outbox.add(conn, notice(voice, sentence, target, source=source, kind=f"wait:{kind.value}"))
+                await self._lanes.announce(conn, f"send:{room.room_id}")
                 told.append(room.room_id)
             if told and kind is not Kind.APPROVAL:
                 await self._told.first_time(conn, _mark(agent_id))
@@ -79,7 +80,7 @@ class Troubles:
         return rooms
 
     async def ended(self, conn: Connection, agent_id: AgentID, room_id: RoomID) -> None:
-        """Within the commit that ends a wait without an answer: a room that waits no more is told of a later trouble."""
+        """In the commit that ends a wait without an answer: a room that waits no more is told of the next trouble."""
         if room_id in await self._turns.open_rooms(conn, agent_lane(agent_id)):
             return
         for kind in (*_OF_THE_AGENT, Kind.APPROVAL):

@@ -40,6 +40,7 @@ class LettaError(Exception):
         delivery: what is known of the messages of the call.
         run_id: the run concerned: ours, or for ``BUSY`` the other one.
         retry_after: seconds Letta asked to wait, when it did.
+        refused: nothing listens where Letta should: its process is not there, and what it was doing has ended.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class LettaError(Exception):
         delivery: Delivery = Delivery.NO,
         run_id: RunID | None = None,
         retry_after: float | None = None,
+        refused: bool = False,
     ) -> None:
         super().__init__(f"{kind.value}: {detail}")
         self.kind = kind
@@ -57,3 +59,4 @@ class LettaError(Exception):
         self.delivery = delivery
         self.run_id = run_id
         self.retry_after = retry_after
+        self.refused = refused

@@ -389,6 +389,7 @@ def _of_the_past(error: LettaError, run_id: RunID | None) -> LettaError:
         delivery=Delivery.UNKNOWN,
         run_id=error.run_id or run_id,
         retry_after=error.retry_after,
+        refused=error.refused,
     )
 
 

@@ -66,6 +66,10 @@ _NOT_SENT = (
 )
 
 
+_LONGEST_WAIT = 300.0
+"""Seconds; whoever asks for more is asked again all the same."""
+
+
 class NotFound(LettaError):
     """A 404 of which it is not known yet what is missing."""
 
@@ -133,7 +137,8 @@ def from_exception(error: Exception, api_key: str | None = None) -> LettaError:
     if isinstance(cause, httpx.ConnectError):
         named += f": {clean(cause, api_key)}"
     if isinstance(cause, _NOT_SENT):
-        return LettaError(Kind.UNREACHABLE, named, delivery=Delivery.NO)
+        refused = isinstance(cause, httpx.ConnectError)
+        return LettaError(Kind.UNREACHABLE, named, delivery=Delivery.NO, refused=refused)
     if isinstance(cause, httpx.HTTPError | httpx.StreamError | OSError) or isinstance(
         error, letta_client.APIConnectionError
     ):
@@ -207,4 +212,4 @@ def _text(detail: object) -> str:
 
 def _retry_after(error: letta_client.APIStatusError) -> float | None:
     value = error.response.headers.get("retry-after", "")
-    return float(value) if re.fullmatch(r"\d{1,6}(\.\d+)?", value) else None
+    return min(float(value), _LONGEST_WAIT) if re.fullmatch(r"\d{1,6}(\.\d+)?", value) else None

@@ -44,8 +44,14 @@ class HomeserverError(Exception):
 
     @property
     def passing(self) -> bool:
-        """The same call may succeed later: nothing is known about what was asked."""
-        return self.status in (0, 408, 429) or self.status >= 500
+        """The same call may succeed later: nothing is known about what was asked.
+
+        So is a refusal of the token (a registration that is being reloaded), and any answer without a Matrix error
+        code: it is not the homeserver's but that of a proxy in front of it.
+        """
+        if self.status in (0, 401, 408, 429) or self.status >= 500:
+            return True
+        return not self.errcode and self.status != 413
 
     @property
     def forbidden(self) -> bool:
@@ -287,6 +293,12 @@ class Intent:
         """The whole present state of a room this user is in."""
         events = await self.patiently(Method.GET, Path.v3.rooms[room_id].state)
         return [event for event in events if isinstance(event, dict)] if isinstance(events, list) else []
+
+    async def joined_members(self, room_id: RoomID) -> list[MXID]:
+        """Who is in a room, asked as somebody who is in it."""
+        answer = _mapping(await self.request(Method.GET, Path.v3.rooms[room_id].joined_members))
+        joined = answer.get("joined")
+        return [MXID(mxid) for mxid in joined] if isinstance(joined, dict) else []
 
     async def set_state(self, room_id: RoomID, kind: str, key: str, content: Content) -> EventID:
         """Set one state event."""

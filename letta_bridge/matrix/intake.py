@@ -11,15 +11,17 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
-from ..db.inbox import Arrival, arrival
+from ..db.inbox import ECHO, Arrival, arrival
 from ..ids import MXID, RoomID
+from .salvage import salvage
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Record = Callable[[Sequence[Arrival]], Awaitable[set[RoomID]]]
 UserQuery = Callable[[MXID], Awaitable[bool]]
 
@@ -91,7 +93,7 @@ class Intake:
         self._authorize(request)
         if self._refusing:
             return _error(503, "M_UNKNOWN", "shutting down")
-        events = _events(await _read_json(request))
+        events = await _parsed(request, _events)
         try:
             arrivals = await _arrivals(events)
             rooms = await self._record([self._echo(one) for one in arrivals])
@@ -105,7 +107,7 @@ class Intake:
     def _echo(self, one: Arrival) -> Arrival:
         """What our users said comes back to us: it is remembered, and starts nothing."""
         if one.state == "new" and one.type in _SPOKEN and self._is_ours(one.sender):
-            return replace(one, state="skipped", decision="sent by the bridge")
+            return replace(one, state="skipped", decision=ECHO, body="")
         return one
 
     async def _user(self, request: web.Request) -> web.Response:
@@ -126,7 +128,7 @@ class Intake:
 
     async def _ping(self, request: web.Request) -> web.Response:
         self._authorize(request)
-        body = await _read_json(request)
+        body = await _parsed(request, _json)
         txn_id = body.get("transaction_id") if isinstance(body, Mapping) else None
         if isinstance(txn_id, str) and (waiting := self._pings.get(txn_id)):
             waiting.set()
@@ -141,12 +143,11 @@ class Intake:
 
     def _authorize(self, request: web.Request) -> None:
         """Every token that is presented must be right; compared in constant time."""
-        header = request.headers.get("Authorization", "")
-        query = request.query.getall("access_token", [])
-        if not header and not query:
+        headers = request.headers.getall("Authorization", [])
+        presented = list(request.query.getall("access_token", []))
+        if not headers and not presented:
             raise _Refused(401, "M_MISSING_TOKEN", "no hs_token")
-        presented = list(query)
-        if header:
+        for header in headers:
             scheme, _, token = header.partition(" ")
             presented.append(token.strip() if scheme.lower() == "bearer" else "")
         results = [hmac.compare_digest(token.encode("utf-8", "replace"), self._token) for token in presented]
@@ -185,25 +186,30 @@ async def _unrecognized(_: web.Request) -> web.Response:
     return _error(404, "M_UNRECOGNIZED", "unrecognized request")
 
 
-async def _read_json(request: web.Request) -> object:
-    """The body, or None when it is no JSON: a homeserver that sends garbage would send it for ever."""
+async def _parsed(request: web.Request, parse: Callable[[bytes], T]) -> T:
     raw = await request.read()
     if len(raw) > _PARSE_IN_THREAD:
-        return await asyncio.to_thread(_parse, raw)
-    return _parse(raw)
+        return await asyncio.to_thread(parse, raw)
+    return parse(raw)
 
 
-def _parse(raw: bytes) -> object:
+def _json(raw: bytes) -> object:
+    """The body, or None when it is no JSON."""
     try:
         return json.loads(raw) if raw else None
-    except (ValueError, RecursionError) as error:
-        log.error("body is no JSON", extra={"action": "intake_garbage", "bytes": len(raw), "why": type(error).__name__})
+    except (ValueError, RecursionError):
         return None
 
 
-def _events(body: object) -> list[Any]:
-    events = body.get("events") if isinstance(body, Mapping) else None
-    return events if isinstance(events, list) else []
+def _events(raw: bytes) -> list[Any]:
+    """What is to be stored. Garbage counts as empty: a homeserver that is told of it would send it for ever."""
+    body = _json(raw)
+    if body is None:
+        events = salvage(raw)
+        log.error("body is no JSON", extra={"action": "intake_garbage", "bytes": len(raw), "events": len(events)})
+        return events
+    found = body.get("events") if isinstance(body, Mapping) else None
+    return found if isinstance(found, list) else []
 
 
 async def _arrivals(events: list[Any]) -> list[Arrival]:

@@ -64,8 +64,11 @@ class Pinger:
                 pause = min(_LONGEST_PAUSE, 2 * pause)
                 continue
             self._succeeded()
-            await self._after()
             pause = _FIRST_PAUSE
+            try:
+                await self._after()
+            except Exception:  # whatever is wrong with that, pinging goes on: Tuwunel depends on it
+                log.exception("note after a ping failed", extra={"action": "ping_after_failed"})
             await asyncio.sleep(self._interval)
 
     async def _once(self) -> None:

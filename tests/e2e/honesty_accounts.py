@@ -238,3 +238,20 @@ def dedupe(with_device: bool) -> Callable[[Script], Awaitable[None]]:
 
     transactions.__name__ = f"transaction_ids_{'with' if with_device else 'without'}_device"
     return transactions
+
+
+async def transaction_ids_over_a_restart(s: Script) -> None:
+    """Only those of sends that name a device are remembered."""
+    r = await s.room("letta_g")
+    await s.call("letta_g", "PUT", "devices", "TXN")
+
+    async def send_both(body: str) -> None:
+        for device in ({}, {"device": "TXN"}):
+            t = f"t{s.tag}{len(device)}"
+            path = ("rooms", r, "send", "m.room.message", t)
+            await s.call("letta_g", "PUT", *path, body={**TEXT, "body": body}, **device)
+
+    await send_both("before")
+    await s.restart()
+    await send_both("after")
+    await s.call("letta_g", "GET", "rooms", r, "messages", dir="b", limit=4)

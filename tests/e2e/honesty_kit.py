@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -67,6 +68,8 @@ class Script:
     inbox: Inbox
     tokens: dict[str, str]
     tag: str
+    restart: Callable[[], Awaitable[None]]
+    """Restarts the homeserver's process."""
     lines: list[str] = field(default_factory=list)
     _names: dict[str, str] = field(default_factory=dict)
 

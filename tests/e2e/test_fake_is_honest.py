@@ -32,6 +32,7 @@ SCRIPTS = [
     accounts.restricted_rooms,
     accounts.dedupe(False),
     accounts.dedupe(True),
+    accounts.transaction_ids_over_a_restart,
     rooms.what_may_be_sent,
     rooms.relations,
     rooms.power,
@@ -46,12 +47,16 @@ SCRIPTS = [
 
 
 async def _transcript(
-    script: Callable[[Script], Awaitable[None]], url: str, domain: str, as_token: str, inbox: Inbox, people: Any
+    script: Callable[[Script], Awaitable[None]],
+    server: Any,
+    as_token: str,
+    inbox: Inbox,
+    people: Callable[[str], Awaitable[str]],
 ) -> list[str]:
     tag = secrets.token_hex(4)
     tokens = {name: await people(f"{name}{tag}") for name in ("alice", "bob", "carol")}
     async with aiohttp.ClientSession() as http:
-        run = Script(url, domain, as_token, http, inbox, tokens, tag)
+        run = Script(server.url, server.domain, as_token, http, inbox, tokens, tag, server.restart)
         await run.register("bot", "letta_g", "letta_h")
         await run.call("bot", "PUT", "profile", run.user("bot"), "displayname", body={"displayname": "Bot"})
         await script(run)
@@ -68,7 +73,7 @@ async def test_the_fake_answers_like_synapse(script: Callable[[Script], Awaitabl
     inbox = Inbox()
     await inbox.start(synapse.appservice_port)
     try:
-        real = await _transcript(script, synapse.url, synapse.domain, registration["as_token"], inbox, real_person)
+        real = await _transcript(script, synapse.server, registration["as_token"], inbox, real_person)
     finally:
         await inbox.stop()
     async with FakeHomeserver(registration, domain=synapse.domain) as hs:
@@ -79,7 +84,7 @@ async def test_the_fake_answers_like_synapse(script: Callable[[Script], Awaitabl
         inbox = Inbox()
         hs.appservice_url = f"http://127.0.0.1:{await inbox.start(0)}"
         try:
-            fake = await _transcript(script, hs.url, hs.domain, registration["as_token"], inbox, fake_person)
+            fake = await _transcript(script, hs, registration["as_token"], inbox, fake_person)
         finally:
             await inbox.stop()
     assert fake == real

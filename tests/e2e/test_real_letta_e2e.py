@@ -1,4 +1,4 @@
-"""The whole way on real parts: matrix-nio, Synapse, the bridge as a process, Letta V1 0.16.8 (its model is scripted)."""
+"""The whole way on real parts: matrix-nio, Synapse, the bridge as a process, Letta V1 0.16.8 (scripted model)."""
 
 from __future__ import annotations
 

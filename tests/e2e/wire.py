@@ -40,6 +40,7 @@ class Wire:
         self._losses: list[LostAnswer] = []
         self._runner: web.AppRunner | None = None
         self._http: aiohttp.ClientSession | None = None
+        self._changed = asyncio.Event()
         self.calls: list[tuple[str, str, int]] = []
         """Method, path and status of every call; status 0 where the homeserver did not answer."""
 
@@ -74,6 +75,18 @@ class Wire:
         """How many calls were made whose path matches (and that got this status)."""
         return sum(bool(re.search(path, one)) and status in (None, got) for _, one, got in self.calls)
 
+    async def seen(self, path: str, status: int, seconds: float = 20) -> None:
+        """Return when a call to this path has got this status."""
+        async with asyncio.timeout(seconds):
+            while not self.count(path, status):
+                changed = self._changed
+                await changed.wait()
+
+    def _note(self, request: web.Request, status: int) -> None:
+        self.calls.append((request.method, request.path, status))
+        self._changed.set()
+        self._changed = asyncio.Event()
+
     async def _pass(self, request: web.Request) -> web.StreamResponse:
         assert self._http is not None
         url = URL(self._target + request.raw_path, encoded=True)
@@ -82,9 +95,9 @@ class Wire:
             async with self._http.request(request.method, url, data=await request.read(), headers=headers) as answer:
                 body = await answer.read()
         except aiohttp.ClientError:
-            self.calls.append((request.method, request.path, 0))
+            self._note(request, 0)
             return _hang_up(request)
-        self.calls.append((request.method, request.path, answer.status))
+        self._note(request, answer.status)
         loss = next((loss for loss in self._losses if loss.path.search(request.path)), None)
         if loss is not None:
             self._losses.remove(loss)

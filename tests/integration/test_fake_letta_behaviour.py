@@ -23,22 +23,27 @@ SDK = {"X-Stainless-Package-Version": "1.12.1"}
 
 
 @pytest.fixture(params=["fake", "fake with Redis", pytest.param("real", marks=pytest.mark.letta)])
-async def target(request: pytest.FixtureRequest) -> AsyncIterator[Target]:
-    url = os.environ.get("LETTA_BRIDGE_TEST_LETTA_URL")
-    if request.param == "real" and not url:
-        pytest.skip("LETTA_BRIDGE_TEST_LETTA_URL names no real Letta V1 server")
+def which(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """The kind of server, and the URL of the real one."""
+    url = request.getfixturevalue("letta_server").url if request.param == "real" else ""
+    return request.param, url
+
+
+@pytest.fixture
+async def target(which: tuple[str, str]) -> AsyncIterator[Target]:
+    kind, url = which
     # the real server closes idle connections at any time
     connector = aiohttp.TCPConnector(force_close=True)
     async with aiohttp.ClientSession(connector=connector) as session:
-        if request.param == "real":
-            target = Target(str(url), session)
+        if kind == "real":
+            target = Target(url, session)
             agent = await target.agent()
             status, _ = await target.call("POST", f"{await target.conversation(agent)}/stream", {})
             target.redis = status != 503
             yield target
             await target.clean()
             return
-        async with FakeLetta(redis=request.param != "fake") as letta:
+        async with FakeLetta(redis=kind != "fake") as letta:
             yield Target(letta.url, session, letta.redis)
 
 

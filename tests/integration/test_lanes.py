@@ -300,12 +300,6 @@ async def test_a_dead_owners_lane_is_taken_over_after_the_lease_and_its_late_wri
 async def test_lanes_of_a_stopped_replica_are_taken_over_at_once(two: tuple[Database, Database]) -> None:
     log: list[str] = []
     first = Lanes(two[0], "one", lease=60.0, beat=20.0)
-    async with running(
-        two[1], working(log, "two"), lanes=Lanes(two[1], "two", lease=60.0, beat=20.0), open_lanes=(LANE,)
-    ) as second:
-        await two[1].write(lambda conn: conn.execute("UPDATE lane SET owner = NULL"))
-        await second.stop(1.0)
-        log.clear()
     async with running(two[0], working(log, "one"), lanes=first):
         first.wake(LANE)
         await until(lambda: log)

@@ -102,7 +102,7 @@ async def test_a_stranger_of_another_server_is_turned_away_without_a_visit(sqlit
 
 
 async def test_a_stranger_in_a_room_of_others_wakes_nobody_and_is_told_once(world: World) -> None:
-    room, ada, basil, alice, _ = await a_group(world)
+    room, ada, _, alice, _ = await a_group(world)
     eve = await world.hs.person("@eve:evil.example", auto_join=True)
     await alice.invite(room, eve.mxid)
     await eve.send(room, "not for an agent")

@@ -37,7 +37,9 @@ async def dm(world: World, person: Person, agent: str) -> str:
 
 
 async def answered(world: World, person: Person, room: str, agent: str, text: str, timeout: float = 8.0) -> None:
-    await person.wait_message(room, sender=world.puppet(agent), text=re.compile(f"echo: (?s:.*){text}"), timeout=timeout)
+    await person.wait_message(
+        room, sender=world.puppet(agent), text=re.compile(f"echo: (?s:.*){text}"), timeout=timeout
+    )
 
 
 async def told(world: World, person: Person, room: str, pattern: str, timeout: float = 5.0) -> str:
@@ -178,7 +180,12 @@ async def test_a_run_that_fails_after_a_tool_was_used_is_not_started_again(sqlit
     world = sqlite_world
     agent, alice, room = await one_room(world)
     calls: list[object] = []
-    world.letta.tool("conversation_search", lambda arguments: str(calls.append(arguments)))
+
+    def search(arguments: dict[str, Any]) -> str:
+        calls.append(arguments)
+        return "found"
+
+    world.letta.tool("conversation_search", search)
     world.letta.script(agent, Behaviour(tool=("conversation_search", {"query": "x"}), error_after=1))
     await alice.send(room, "look it up")
     await told(world, alice, room, "something failed in the middle")

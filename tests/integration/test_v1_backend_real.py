@@ -38,12 +38,16 @@ from letta_bridge.letta.backend import (
 from letta_bridge.letta.errors import Delivery, Kind, LettaError
 from letta_bridge.letta.v1 import V1Backend
 
-URL = os.environ.get("LETTA_BRIDGE_TEST_LETTA_URL", "")
+URL = ""
 MODEL = os.environ.get("LETTA_BRIDGE_TEST_LETTA_MODEL", "openai-proxy/gpt-4o")
-pytestmark = [
-    pytest.mark.letta,
-    pytest.mark.skipif(not URL, reason="LETTA_BRIDGE_TEST_LETTA_URL names no Letta V1 server"),
-]
+pytestmark = pytest.mark.letta
+
+
+@pytest.fixture(autouse=True)
+def _url(letta_server: Any) -> None:
+    global URL
+    URL = letta_server.url
+
 
 NOWHERE = AgentID("agent-11111111-1111-4111-8111-111111111111")
 DANGER = '''

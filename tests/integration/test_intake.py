@@ -1,0 +1,423 @@
+"""What homeservers push: kept before it is answered 200, once, whatever it looks like."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from letta_bridge.matrix import envelope
+from letta_bridge.testing.fake_homeserver import Person
+from letta_bridge.testing.stack.postgres import LocalPostgres
+
+from .intake_kit import Scene, event_of, heard, nested, scene
+from .world import World, until
+
+TRANSACTIONS = "/_matrix/app/v1/transactions/"
+
+
+async def ask(world: World, method: str, path: str, **more: Any) -> tuple[int, Any]:
+    """Any request to the bridge; status and parsed answer."""
+    async with (
+        ClientSession() as session,
+        session.request(method, f"http://127.0.0.1:{world.port}{path}", **more) as answer,
+    ):
+        return answer.status, await answer.json()
+
+
+# -- who may push
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "status", "errcode"),
+    [
+        ([], "", 401, "M_MISSING_TOKEN"),
+        (["Bearer wrong"], "", 403, "M_FORBIDDEN"),
+        (["Bearer "], "", 403, "M_FORBIDDEN"),
+        (["RIGHT"], "", 403, "M_FORBIDDEN"),
+        (["Basic RIGHT"], "", 403, "M_FORBIDDEN"),
+        (["Bearer RIGHTx"], "", 403, "M_FORBIDDEN"),
+        (["Bearer \u00fc\u00e4"], "", 403, "M_FORBIDDEN"),
+        ([], "?access_token=wrong", 403, "M_FORBIDDEN"),
+        ([], "?access_token=", 403, "M_FORBIDDEN"),
+        (["Bearer wrong"], "?access_token=RIGHT", 403, "M_FORBIDDEN"),
+        (["Bearer RIGHT"], "?access_token=wrong", 403, "M_FORBIDDEN"),
+        (["Bearer RIGHT"], "?access_token=RIGHT&access_token=wrong", 403, "M_FORBIDDEN"),
+        (["Bearer RIGHT", "Bearer wrong"], "", 403, "M_FORBIDDEN"),
+        (["Bearer RIGHT"], "", 200, None),
+        (["bearer RIGHT"], "", 200, None),
+        ([], "?access_token=RIGHT", 200, None),
+        (["Bearer RIGHT"], "?access_token=RIGHT", 200, None),
+    ],
+)
+async def test_every_token_presented_must_be_right(
+    sqlite_world: World, headers: list[str], query: str, status: int, errcode: str | None
+) -> None:
+    world = sqlite_world
+    at = await scene(world)
+    right = world.hs.appservice.hs_token
+    sent = [("Authorization", header.replace("RIGHT", right)) for header in headers]
+    body = {"events": [event_of(at, "may I?")]}
+    path = f"{TRANSACTIONS}1{query.replace('RIGHT', right)}"
+    code, answer = await ask(world, "PUT", path, headers=sent, json=body)
+    assert (code, answer.get("errcode")) == (status, errcode)
+    assert errcode is None or answer["error"]
+    stored = await at.bridge.db.fetchval("SELECT COUNT(*) FROM inbox WHERE body LIKE '%may I?%'")
+    assert stored == (1 if status == 200 else 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/_matrix/app/v1/users/@letta_x:test.local"),
+        ("GET", "/_matrix/app/v1/rooms/%23letta_x:test.local"),
+        ("POST", "/_matrix/app/v1/ping"),
+        ("PUT", "/transactions/1"),
+    ],
+)
+async def test_all_the_homeservers_routes_ask_for_the_token(sqlite_world: World, method: str, path: str) -> None:
+    await sqlite_world.start()
+    code, answer = await ask(sqlite_world, method, path, json={})
+    assert (code, answer["errcode"]) == (401, "M_MISSING_TOKEN")
+    code, answer = await ask(sqlite_world, method, path, json={}, headers={"Authorization": "Bearer wrong"})
+    assert (code, answer["errcode"]) == (403, "M_FORBIDDEN")
+
+
+async def test_unknown_routes_are_matrix_404s_and_health_needs_no_token(sqlite_world: World) -> None:
+    world = sqlite_world
+    await world.start()
+    for method, path in [
+        ("GET", "/"),
+        ("GET", "/_matrix/client/versions"),
+        ("GET", "/_matrix/app/v1/thirdparty/protocol/irc"),
+        ("POST", "/_matrix/app/unstable/fi.mau.msc2659/ping"),
+        ("PUT", TRANSACTIONS),
+        ("DELETE", TRANSACTIONS + "1"),
+        ("GET", "/%00/..%2f..%2fetc/passwd"),
+        ("PROPFIND", "/"),
+    ]:
+        code, answer = await ask(world, method, path)
+        assert (code, answer["errcode"]) == (404, "M_UNRECOGNIZED"), path
+    assert await ask(world, "GET", "/_matrix/mau/live") == (200, {"live": True})
+    assert await ask(world, "GET", "/_matrix/mau/ready") == (200, {"ready": True})
+    await world.hs.stop()
+    assert await ask(world, "GET", "/_matrix/mau/live") == (200, {"live": True})
+
+    async def unready() -> bool:
+        return await ask(world, "GET", "/_matrix/mau/ready") == (503, {"ready": False})
+
+    await until(unready, why="ready although the homeserver is away")
+    await world.hs.start()
+
+
+async def test_the_path_of_old_homeservers_works(sqlite_world: World) -> None:
+    world = sqlite_world
+    at = await scene(world)
+    right = world.hs.appservice.hs_token
+    body = {"events": [event_of(at, "by the old path")]}
+    assert await ask(world, "PUT", f"/transactions/7?access_token={right}", json=body) == (200, {})
+    await at.answered("by the old path")
+
+
+# -- what is no transaction
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\x00\xff\xfe garbage",
+        b'{"events": [',
+        b"[]",
+        b"[1, 2]",
+        b'"text"',
+        b"null",
+        b"17",
+        b"{}",
+        b'{"events": null}',
+        b'{"events": {"event_id": "$x"}}',
+        b'{"events": "no"}',
+        b'{"events": [], "ephemeral": 3, "to_device": "x", "device_lists": []}',
+        b'{"events": [], "org.matrix.msc3202.device_one_time_keys_count": [1]}',
+        b"[" * 100_000,
+        b'{"events": ' + b"[" * 5_000 + b"]" * 5_000 + b"}",
+        b'{"a":' * 50_000,
+    ],
+    ids=lambda body: repr(body[:24]),
+)
+async def test_what_is_no_transaction_is_answered_200_and_blocks_nothing(sqlite_world: World, body: bytes) -> None:
+    world = sqlite_world
+    at = await scene(world)
+    assert await world.hs.push_raw(body) == (200, "{}")
+    await at.alice.send(at.room, "still there?")
+    await at.answered("still there?")
+
+
+async def test_malformed_events_do_not_block_their_neighbours(world: World) -> None:
+    at = await scene(world)
+    good = event_of(at, "x")
+    malformed: list[Any] = [
+        None,
+        3,
+        "event",
+        [],
+        {},
+        {**good, "event_id": None},
+        {key: value for key, value in good.items() if key != "event_id"},
+        {**good, "event_id": ""},
+        {**good, "event_id": "$no-room", "room_id": 5},
+        {**good, "event_id": "$no-sender", "sender": None},
+        {**good, "event_id": "$no-content", "content": None},
+        {**good, "event_id": "$list-content", "content": []},
+        {**good, "event_id": "$no-type", "type": {}},
+        {**good, "event_id": "$" + "long" * 300},
+        {**good, "event_id": "$" + "ü" * 1023},
+        {**good, "event_id": "$wide", "room_id": "!" + "🦊" * 1023},
+        {**good, "event_id": "$wide2", "room_id": "!" + "🐻" * 1023},
+    ]
+    odd: list[dict[str, Any]] = [
+        {**good, "event_id": "$c1", "content": {}},
+        {**good, "event_id": "$c2", "content": {"msgtype": 5, "body": ["x"]}},
+        {**good, "event_id": "$c3", "content": {"msgtype": "m.text", "body": "x", "format": [], "formatted_body": {}}},
+        {**good, "event_id": "$c4", "unsigned": 3, "origin_server_ts": "yesterday", "prev_content": []},
+        {**good, "event_id": "$c5", "content": {"msgtype": "m.text", "body": "x", "m.relates_to": 4, "m.mentions": []}},
+        {**good, "event_id": "$c6", "content": {"m.relates_to": {"rel_type": "m.replace", "event_id": {}}}},
+        {**good, "event_id": "$c7", "type": "m.reaction", "content": {"m.relates_to": {"key": 5, "event_id": []}}},
+        {**good, "event_id": "$c8", "type": "m.room.redaction", "redacts": {"no": 1}, "content": {"redacts": 8}},
+        {**good, "event_id": "$c9", "type": "m.room.member", "state_key": 5, "content": {"membership": "join"}},
+        {**good, "event_id": "$ca", "type": "m.room.member", "state_key": "@x:y", "content": {"membership": {}}},
+        {**good, "event_id": "$cb", "type": "m.room.member", "state_key": "@" + "x" * 60_000 + ":y",
+         "content": {"membership": "join", "displayname": "z" * 60_000}},
+        {**good, "event_id": "$cc", "type": "m.room.name", "state_key": "", "content": {"name": 3}},
+        {**good, "event_id": "$cd", "origin_server_ts": 10**30},
+        {**good, "event_id": "$ce", "origin_server_ts": float("nan")},
+        {**good, "event_id": "$cf", "type": "m.room.encrypted", "content": {"algorithm": 5}},
+    ]
+    events: list[Any] = [event_of(at, "before them")]
+    for number, bad in enumerate([*malformed, *odd]):
+        events += [bad, event_of(at, f"neighbour {number}")]
+    status, _ = await world.hs.push_raw(json.dumps({"events": events}).encode())
+    assert status == 200
+    await until(at.bridge.inbox_is_empty, timeout=20, why="a malformed event blocks its room")
+    wanted = ["before them", *(f"neighbour {number}" for number in range(len(malformed) + len(odd)))]
+    await until(lambda: set(wanted) <= set(heard(at)), why="a neighbour was lost")
+    assert [text for text in heard(at) if text in wanted] == wanted
+    reasons = await at.bridge.db.fetch("SELECT decision FROM inbox WHERE state = 'dead'")
+    assert len(reasons) == len({json.dumps(bad) for bad in malformed})
+    assert all(row["decision"].startswith("malformed: ") for row in reasons)
+
+
+async def test_deep_nesting_takes_nothing_else_with_it(sqlite_world: World) -> None:
+    """Homeservers take what they can parse; a few levels less on our side must not cost the whole batch."""
+    world = sqlite_world
+    at = await scene(world)
+    depths = [10, 200, *range(900, 1000, 3), 1500, 20_000]
+    for depth in depths:
+        deep = json.dumps(event_of(at, f"deep {depth}"))[:-2] + f', "x": {nested(depth)}}}}}'
+        good = json.dumps(event_of(at, f"beside {depth}"))
+        assert await world.hs.push_raw(f'{{"events": [{deep}, {good}]}}'.encode()) == (200, "{}"), depth
+    await until(at.bridge.inbox_is_empty, timeout=20, why="a deep event blocks its room")
+    await until(lambda: {f"beside {depth}" for depth in depths} <= set(heard(at)), why="a neighbour was lost")
+    assert {"deep 10", "deep 200"} <= set(heard(at))
+
+
+async def test_numbers_that_python_refuses_take_nothing_else_with_them(sqlite_world: World) -> None:
+    world = sqlite_world
+    at = await scene(world)
+    huge = json.dumps(event_of(at, "huge"))[:-1] + ', "origin_server_ts": ' + "9" * 6000 + "}"
+    good = json.dumps(event_of(at, "beside it"))
+    body = f'{{"events": [{huge}, {good}], "note": "}} ] \\" [ {{"}}'
+    assert await world.hs.push_raw(body.encode()) == (200, "{}")
+    await at.answered("beside it")
+
+
+async def test_nul_and_lone_surrogates_in_every_string(world: World) -> None:
+    at = await scene(world)
+    dirty = "a\x00b\ud800c"
+    base = event_of(at, "clean")
+    events: list[dict[str, Any]] = []
+    for key in ("event_id", "room_id", "sender", "type", "state_key"):
+        events.append({**base, "event_id": f"$dirty-{key}", key: f"{base.get(key, '')}{dirty}"})
+    events.append(event_of(at, f"dirty {dirty} body"))
+    for number, content in enumerate(
+        [
+            {"msgtype": "m.text", "body": "x", "format": "org.matrix.custom.html", "formatted_body": f"<b>{dirty}</b>"},
+            {"msgtype": dirty, "body": dirty, "filename": dirty},
+            {"msgtype": "m.text", "body": "x", "m.relates_to": {"m.in_reply_to": {"event_id": dirty}}},
+            {"msgtype": "m.text", "body": "x", "m.relates_to": {"rel_type": "m.thread", "event_id": dirty}},
+            {"msgtype": "m.text", "body": "x", "m.relates_to": {"rel_type": "m.replace", "event_id": dirty},
+             "m.new_content": {"msgtype": "m.text", "body": dirty}},
+            {"msgtype": "m.text", "body": "x", "m.mentions": {"user_ids": [dirty]}},
+            {dirty: dirty, "msgtype": "m.text", "body": "x"},
+        ]
+    ):
+        events.append({**base, "event_id": f"$content-{number}", "content": content})
+    members = [("@dirty:test.local", {"membership": "join", "displayname": dirty}),
+               (f"@{dirty}:test.local", {"membership": "join"}),
+               ("@mem:test.local", {"membership": dirty})]
+    for number, (key, content) in enumerate(members):
+        events.append({**base, "event_id": f"$m-{number}", "type": "m.room.member", "state_key": key, "content": content})
+    events.append({**base, "event_id": "$name", "type": "m.room.name", "state_key": "", "content": {"name": dirty}})
+    for number, bad in enumerate([{"redacts": dirty}, {"m.relates_to": {"rel_type": "m.annotation", "key": dirty}}]):
+        kind = "m.room.redaction" if number == 0 else "m.reaction"
+        events.append({**base, "event_id": f"$r-{number}", "type": kind, "content": bad})
+    status, _ = await world.hs.push_raw(json.dumps({"events": events}).encode())
+    assert status == 200
+    await until(at.bridge.inbox_is_empty, timeout=20, why="a dirty string blocks its room")
+    dead = await at.bridge.db.fetch("SELECT event_id, decision FROM inbox WHERE state = 'dead'")
+    assert [tuple(row) for row in dead] == []
+    await at.alice.send(at.room, f"{world.puppet(at.agent)} after them")
+    await until(lambda: any("after them" in text for text in heard(at)))
+    texts = [text for turn in world.letta.turns(at.agent) for text in turn.texts]
+    assert any("dirty a" in text for text in texts)
+    for text in texts:
+        text.encode()
+        assert "\x00" not in text
+
+
+# -- sizes
+
+
+async def test_a_transaction_of_30_mb_is_stored(world: World) -> None:
+    at = await scene(world)
+    filler = "x" * 60_000
+    other = [{**event_of(at, filler), "type": "org.example.bulk"} for _ in range(500)]
+    body = json.dumps({"events": [*other, event_of(at, "after 30 MB")]}).encode()
+    assert len(body) > 30_000_000
+    begun = time.monotonic()
+    assert await world.hs.push_raw(body) == (200, "{}")
+    assert time.monotonic() - begun < 20
+    assert await at.bridge.db.fetchval("SELECT COUNT(*) FROM inbox WHERE type = 'org.example.bulk'") == 500
+    await at.answered("after 30 MB", timeout=30)
+
+
+async def test_an_event_of_64_kib_is_read_whole(sqlite_world: World) -> None:
+    at = await scene(sqlite_world)
+    text = "The end of this is what matters. " * 1950 + "THE END"
+    await at.alice.send(at.room, text)
+    await until(lambda: text in heard(at), timeout=10)
+
+
+# -- once
+
+
+async def test_an_event_counts_once_however_often_it_is_pushed(world: World) -> None:
+    at = await scene(world)
+    twice, other = event_of(at, "twice"), event_of(at, "other")
+    assert (await world.hs.push_raw(json.dumps({"events": [twice, twice]}).encode(), txn_id="1"))[0] == 200
+    assert (await world.hs.push_raw(json.dumps({"events": [twice]}).encode(), txn_id="2"))[0] == 200
+    # Tuwunel repeats transaction ids, Synapse counts from one again after a reset: other events are other events
+    assert (await world.hs.push_raw(json.dumps({"events": [other]}).encode(), txn_id="1"))[0] == 200
+    await at.answered("other")
+    logged = list(world.hs.transactions)
+    for transaction in logged:
+        assert await world.hs.push_again(transaction)
+        assert await world.hs.push_again(transaction, txn_id="99")
+    await world.restart()
+    for transaction in logged:
+        assert await world.hs.push_again(transaction)
+    await at.alice.send(at.room, "the end")
+    await at.answered("the end")
+    assert heard(at) == ["hello", "twice", "other", "the end"]
+
+
+async def test_the_same_events_pushed_many_times_at_once(world: World) -> None:
+    at = await scene(world)
+    body = json.dumps({"events": [event_of(at, f"message {n}") for n in range(20)]}).encode()
+    answers = await asyncio.gather(*(world.hs.push_raw(body, txn_id=str(n)) for n in range(8)))
+    assert {status for status, _ in answers} == {200}
+    await at.answered("message 19")
+    assert heard(at) == ["hello", *(f"message {n}" for n in range(20))]
+
+
+# -- when it cannot be kept
+
+
+async def test_full_disk_is_a_500_and_the_retry_is_taken(sqlite_world: World) -> None:
+    world = sqlite_world
+    at = await scene(world)
+    pages = await at.bridge.db.fetchval("PRAGMA page_count")
+    await at.bridge.db.fetchval(f"PRAGMA max_page_count = {pages}")
+    body = json.dumps({"events": [event_of(at, "small"), event_of(at, "b" * 60_000)]}).encode()
+    status, text = await world.hs.push_raw(body)
+    assert (status, json.loads(text)["errcode"]) == (500, "M_UNKNOWN")
+    assert await at.bridge.db.fetchval("SELECT COUNT(*) FROM inbox WHERE body LIKE '%small%'") == 0, "half a batch"
+    await at.bridge.db.fetchval("PRAGMA max_page_count = 1000000")
+    assert (await world.hs.push_raw(body))[0] == 200
+    await at.answered("small")
+    assert heard(at)[1] == "small" and len(heard(at)) == 3
+
+
+@pytest.mark.postgres
+async def test_a_database_that_goes_away_is_a_500_and_work_goes_on_when_it_is_back(
+    world: World, postgres_server: LocalPostgres, request: pytest.FixtureRequest
+) -> None:
+    if "postgres" not in world.database:
+        pytest.skip("SQLite does not go away")
+    at = await scene(world)
+    name = world.database.rpartition("/")[2]
+    await postgres_server.run_sql(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
+    await postgres_server.run_sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    status, text = await world.hs.push_raw(json.dumps({"events": [event_of(at, "by hand")]}).encode())
+    assert (status, json.loads(text)["errcode"]) == (500, "M_UNKNOWN")
+    await at.alice.send(at.room, "sent while the database was away")
+    await world.hs.wait_until(lambda: any(t.status == 500 for t in world.hs.transactions), what="a refused push")
+    await postgres_server.run_sql(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
+    await at.answered("sent while the database was away", timeout=15)
+    assert heard(at) == ["hello", "sent while the database was away"]
+
+
+async def test_503_while_draining_and_the_homeserver_keeps_it(world: World) -> None:
+    at = await scene(world, shutdown__drain_s=5.0)
+    hold = world.letta.hold(at.agent)
+    await at.alice.send(at.room, "slow one")
+    await hold.entered()
+    stopping = asyncio.create_task(world.stop())
+    await until(lambda: not at.bridge.ready)
+    status, text = await world.hs.push_raw(json.dumps({"events": [event_of(at, "refused")]}).encode())
+    assert (status, json.loads(text)["errcode"]) == (503, "M_UNKNOWN")
+    assert (await ask(world, "GET", "/_matrix/mau/ready"))[0] == 503
+    await at.alice.send(at.room, "kept by the homeserver")
+    hold.release()
+    await stopping
+    await world.start()
+    await at.answered("kept by the homeserver")
+    assert heard(at) == ["hello", "slow one", "kept by the homeserver"]
+
+
+# -- speed
+
+
+async def test_intake_answers_at_once_while_rooms_are_busy(world: World) -> None:
+    at = await scene(world)
+    hold = world.letta.hold(at.agent)
+    world.hs.delay(r"/join|/messages|/send/", 60.0)
+    invited: list[tuple[Person, str]] = []
+    for number in range(3):  # their lanes hang in the join
+        person = await world.hs.person(f"person{number}")
+        invited.append((person, await person.create_dm(world.puppet(at.agent), text="hi")))
+    await at.alice.send(at.room, "busy")
+    await hold.entered()
+    slowest = 0.0
+    for number in range(40):
+        begun = time.monotonic()
+        status, _ = await world.hs.push_raw(json.dumps({"events": [event_of(at, f"more {number}")]}).encode())
+        slowest = max(slowest, time.monotonic() - begun)
+        assert status == 200
+    assert slowest < 1.0
+    hold.release()
+    await until(lambda: len(heard(at)) == 42, why="what was taken in meanwhile was lost")
+    assert heard(at) == ["hello", "busy", *(f"more {number}" for number in range(40))]
+    world.hs.faults.slow.clear()
+
+
+async def test_the_envelope_of_a_raw_event_names_its_sender(sqlite_world: World) -> None:
+    at: Scene = await scene(sqlite_world)
+    await at.alice.send(at.room, "who am I?")
+    await at.alice.wait_message(at.room, text=re.compile("who am I"), sender=sqlite_world.puppet(at.agent))
+    assert envelope.open_(sqlite_world.letta.turns(at.agent)[-1].texts[-1]).sender.id == at.alice.mxid
