@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ from .database import Connection, Database, clean
 
 _LONGEST_ID = 1024
 """Bytes: 255 characters of four. PostgreSQL refuses more than 2704 in an index, and a refused batch comes for ever."""
+_DEEPEST = 100
+"""Levels of nesting: whatever is stored must be parsed again, on a stack that may be fuller."""
+_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]')
 _NOTIFY_MOST = 7000
 """Bytes: PostgreSQL's own limit is 8000."""
 
@@ -51,6 +55,8 @@ def arrival(event: object) -> Arrival:
     try:
         body = json.dumps(event, ensure_ascii=True, separators=(",", ":"))
     except RecursionError:
+        body = ""
+    if not body or _depth(body) > _DEEPEST:
         body, reason = "", "malformed: nested too deeply"
     fields = event if isinstance(event, Mapping) else {}
     names = [fields.get(key) for key in ("event_id", "room_id", "sender", "type")]
@@ -63,6 +69,20 @@ def arrival(event: object) -> Arrival:
     digest = hashlib.sha256(body.encode()).hexdigest()
     reason = "malformed: event_id, room_id, sender or type is missing or too long"
     return Arrival(EventID(f"malformed:{digest}"), RoomID(""), MXID(""), "", body, "dead", reason)
+
+
+def _depth(body: str) -> int:
+    """How deep a JSON text is nested."""
+    if body.count("[") + body.count("{") <= _DEEPEST:
+        return 0
+    depth = most = 0
+    for token in _BRACKET.finditer(body):
+        if token.group() in ("[", "{"):
+            depth += 1
+            most = max(most, depth)
+        elif token.group() in ("]", "}"):
+            depth -= 1
+    return most
 
 
 class Inbox:
@@ -170,6 +190,15 @@ class Inbox:
         await conn.execute(
             f"UPDATE inbox SET attempts = attempts + 1, not_before = {self._db.now} + $2 WHERE seq = $1", seq, delay
         )
+
+    async def recall(self, conn: Connection, room_id: RoomID) -> bool:
+        """Let what was set aside in a room be handled now, before all that came later; whether there was anything."""
+        row = await conn.fetchrow(
+            f"UPDATE inbox SET not_before = 0 WHERE room_id = $1 AND state = 'new' AND not_before > {self._db.now} "
+            "RETURNING seq",
+            room_id,
+        )
+        return row is not None
 
     async def next_wait(self, room_id: RoomID) -> float | None:
         """Seconds until an event that was set aside is to be tried again; None when there is none."""

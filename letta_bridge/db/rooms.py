@@ -102,9 +102,9 @@ class Rooms:
             await self.apply(conn, room_id, event)
         await self.mark_known(conn, room_id)
 
-    async def mark_known(self, conn: Connection, room_id: RoomID) -> None:
-        """All of the room is known: it was read whole, or we made it."""
-        await self._room(conn, room_id, "known", 1)
+    async def mark_known(self, conn: Connection, room_id: RoomID, known: bool = True) -> None:
+        """All of the room is known: it was read whole, or we made it. False: what is known may be old."""
+        await self._room(conn, room_id, "known", int(known))
 
     async def mark_gap(self, conn: Connection, room_id: RoomID, gap: bool) -> None:
         """Events of this room may have been missed, or were caught up with."""

@@ -25,7 +25,7 @@ from ..routing.dispatch import Action, Decision, EventView, Notice, PuppetInRoom
 from ..routing.permissions import Permissions
 from .lanes import Fence, FencedError, Lanes
 from .outgoing import ReplyTarget, Voice, notice
-from .rooms import RoomEntry
+from .rooms import NotReadError, RoomEntry
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Dispatcher:
             raise
         except Exception as error:
             if isinstance(error, LettaError) or (isinstance(error, HomeserverError) and error.passing):
-                if event.type != "m.room.member":
+                if event.type != "m.room.member" or isinstance(error, NotReadError):
                     raise
                 # an invitation that cannot be taken now does not hold up what is said to others in the room
                 delay = float(min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** min(event.attempts, 10)))

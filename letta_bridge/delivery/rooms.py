@@ -25,6 +25,10 @@ _ASK_AT_MOST = 200
 _TELL_AGAIN = 24 * 3600.0
 
 
+class NotReadError(HomeserverError):
+    """Joined, but what was said since the invitation cannot be read yet: nothing later in the room may come first."""
+
+
 class RoomEntry:
     """Takes invitations and keeps up with rooms; always called by the room's own lane."""
 
@@ -64,13 +68,23 @@ class RoomEntry:
         if membership == "invite":
             return await self._invited(fence, event, mxid)
         if membership == "join" and event.sender == mxid:
+            if await self._lanes.write(fence, lambda conn: self._inbox.recall(conn, event.room_id)):
+                return "dispatched", "joined by an invitation that is taken up next"
             room = await self._rooms.info(event.room_id)
             if not room.known:
                 # not by an invitation that we saw: what was said before was not meant for the agent, or was answered
                 # by a bridge whose database is gone
                 await self.learn(fence, event.room_id, mxid)
                 return "dispatched", "joined without an invitation of ours"
+        if membership in ("leave", "ban"):
+            await self._left(fence, event.room_id)
         return "dispatched", f"membership of ours: {str(membership)[:20]}"
+
+    async def _left(self, fence: Fence, room_id: RoomID) -> None:
+        """Without any of ours in it nothing is pushed from a room: what is known of it grows old."""
+        room = await self._rooms.info(room_id)
+        if not any(self._directory.is_ours(member.mxid) for member in room.joined):
+            await self._lanes.write(fence, lambda conn: self._rooms.mark_known(conn, room_id, False))
 
     async def _invited(self, fence: Fence, event: StoredEvent, mxid: MXID) -> tuple[str, str]:
         if self._directory.is_ours(event.sender):
@@ -93,7 +107,12 @@ class RoomEntry:
             if error.passing:
                 raise
             return "dispatched", f"could not join: {error}"
-        await self._enter(fence, event, mxid, intent)
+        try:
+            await self._enter(fence, event, mxid, intent)
+        except HomeserverError as error:
+            if error.passing:
+                raise NotReadError(error.status, error.errcode, error.message, error.retry_after) from error
+            raise
         return "dispatched", "joined"
 
     async def _intent(self, mxid: MXID) -> Intent | None:

@@ -6,7 +6,7 @@ invitation and the join, never comes by itself. The same reading closes gaps aft
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..db.inbox import Arrival, Inbox, arrival
@@ -27,7 +27,7 @@ class ReadBack:
 
 
 async def read_back(intent: Intent, inbox: Inbox, room_id: RoomID, invite: EventID | None, limit: int) -> ReadBack:
-    """Read the timeline back to our invitation, or to the last event that was handled, at most ``limit`` events.
+    """Read the timeline back to our invitation, else to the last event that was handled, at most ``limit`` events.
 
     State is left out: a snapshot tells it better. Our own messages are left out too.
 
@@ -50,12 +50,20 @@ async def read_back(intent: Intent, inbox: Inbox, room_id: RoomID, invite: Event
             if await _is_border(event, inbox, intent.mxid, room_id, invite):
                 return ReadBack(tuple(reversed(found)), True)
             if "state_key" not in event and event.get("sender") != intent.mxid:
-                found.append(arrival({**event, "room_id": room_id}))
+                found.append(_arrival(event, room_id))
         start = page.get("end")
         if not isinstance(start, str) or not chunk:
             return ReadBack(tuple(reversed(found)), True)
     log.warning("reading back ended at its limit", extra={"action": "catchup_limit", "room": room_id, "limit": limit})
     return ReadBack(tuple(reversed(found)), False)
+
+
+def _arrival(event: Mapping[str, Any], room_id: RoomID) -> Arrival:
+    one = arrival({**event, "room_id": room_id})
+    unsigned = event.get("unsigned")
+    if one.state == "new" and isinstance(unsigned, Mapping) and unsigned.get("redacted_because"):
+        return replace(one, state="skipped", decision="redacted before it was read")
+    return one
 
 
 async def _is_border(event: Mapping[str, Any], inbox: Inbox, me: MXID, room_id: RoomID, invite: EventID | None) -> bool:
@@ -69,4 +77,5 @@ async def _is_border(event: Mapping[str, Any], inbox: Inbox, me: MXID, room_id: 
     membership = content.get("membership") if isinstance(content, Mapping) else None
     if event.get("type") == "m.room.member" and event.get("state_key") == me and membership == "invite":
         return True
-    return await inbox.settled(room_id, EventID(event_id))
+    # after an invitation: something later may have been handled already, because another of our users was here
+    return invite is None and await inbox.settled(room_id, EventID(event_id))

@@ -108,7 +108,7 @@ async def test_what_was_said_before_the_invitation_is_not_read(world: World) -> 
 
 async def test_after_a_kick_only_what_followed_the_new_invitation_is_read(either: World) -> None:
     agent, alice = await ready(either)
-    room = await either.dm(alice, agent, "one")
+    room = await alice.create_dm(either.puppet(agent), preset="private_chat", text="one")
     await told(either, agent, "one")
     await alice.kick(room, either.puppet(agent))
     await alice.send(room, "behind its back")
@@ -123,11 +123,10 @@ async def test_kicked_before_it_could_look_around(sqlite_world: World) -> None:
     world = sqlite_world
     agent, alice = await ready(world)
     looking = world.hs.delay(r"/state$", 0.3)
-    room = await alice.create_dm(world.puppet(agent), text="one")
-    await alice.wait_joined(room, world.puppet(agent))
+    room = await alice.create_dm(world.puppet(agent), preset="private_chat", text="one")
+    await world.hs.wait_until(lambda: bool(looking.hits), what="the look around")
     await alice.kick(room, world.puppet(agent))
     looking.cancel()
-    await until(lambda: looking.hits)
     await alice.invite(room, world.puppet(agent))
     await alice.send(room, "two")
     await told(world, agent, "two")
@@ -241,6 +240,15 @@ async def test_reading_back_that_fails_at_first_is_tried_again(sqlite_world: Wor
     await told(world, agent, "first", "second")
 
 
+async def test_a_join_whose_answer_was_lost_keeps_the_order(world: World) -> None:
+    agent, alice = await ready(world)
+    world.hs.fail_next(r"/join", after_processing="disconnect")
+    room = await alice.create_dm(world.puppet(agent), text="first")
+    await alice.wait_joined(room, world.puppet(agent))
+    await alice.send(room, "second")
+    await told(world, agent, "first", "second")
+
+
 async def test_more_than_a_page_is_read(sqlite_world: World) -> None:
     world = sqlite_world
     agent, alice = await ready(world, limits__messages_per_minute=1000)
@@ -311,7 +319,7 @@ async def test_a_short_stop_is_no_gap(sqlite_world: World) -> None:
 async def test_a_gap_of_rooms_that_can_no_longer_be_read_is_given_up(sqlite_world: World) -> None:
     world = sqlite_world
     agent, alice = await ready(world)
-    left = await world.dm(alice, agent, "leave me")
+    left = await alice.create_dm(world.puppet(agent), preset="private_chat", text="leave me")
     kept = await world.dm(alice, agent, "keep me")
     await told(world, agent, "leave me", room=left)
     await told(world, agent, "keep me", room=kept)
