@@ -13,6 +13,10 @@ _SHORTEST = 4
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
+_TALKATIVE = ("aiosqlite", "asyncpg", "httpcore", "httpx", "letta_client", "mau.db", "mau.http")
+"""Libraries that write requests, statements and their values, and with them what people said, at DEBUG or INFO."""
+
+
 class _Hiding(logging.Formatter):
     """Takes known secrets out of whatever a line ends up with, tracebacks included."""
 
@@ -79,7 +83,7 @@ def setup(level: str, style: str, secrets: Iterable[str] = (), stream: TextIO | 
 
     Args:
         level: ``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``, for the bridge's own lines; libraries below a
-            warning are heard only with ``DEBUG``.
+            warning are heard only with ``DEBUG``, and those that would repeat messages never.
         style: ``text`` or ``json``.
         secrets: texts that must not appear, for example ``config.secrets()``.
     """
@@ -88,3 +92,5 @@ def setup(level: str, style: str, secrets: Iterable[str] = (), stream: TextIO | 
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(level if level in ("DEBUG", "ERROR") else "WARNING")
     logging.getLogger("letta_bridge").setLevel(level)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)

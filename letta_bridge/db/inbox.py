@@ -15,6 +15,7 @@ _LONGEST_ID = 1024
 _DEEPEST = 100
 """Levels of nesting: whatever is stored must be parsed again, on a stack that may be fuller."""
 _BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]')
+_INTAKE_LOCK = 0x6E6C62
 _NOTIFY_MOST = 7000
 """Bytes: PostgreSQL's own limit is 8000."""
 
@@ -98,8 +99,7 @@ class Inbox:
         """
 
         async def work(conn: Connection) -> set[RoomID]:
-            if self._db.postgres:  # seq order = commit order, also when two replicas get the same retry
-                await conn.execute("SELECT pg_advisory_xact_lock(7236978)")
+            await self._one_at_a_time(conn)
             before = await conn.fetchval("SELECT COALESCE(MAX(seq), 0) FROM inbox")
             await self._insert(conn, arrivals, "push", None)
             rows = await conn.fetch("SELECT DISTINCT room_id FROM inbox WHERE seq > $1 AND state = 'new'", before)
@@ -129,6 +129,7 @@ class Inbox:
         after the reading comes after all of it. ``after`` is the row that is being handled, or 0. Returns how many
         were new.
         """
+        await self._one_at_a_time(conn)
         read = {a.event_id for a in arrivals}
         later = await conn.fetch(
             "SELECT seq, event_id FROM inbox WHERE room_id = $1 AND state = 'new' AND seq > $2 ORDER BY seq",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from letta_bridge.ids import RoomID
 from letta_bridge.testing.fake_letta import Behaviour, FakeLetta
 from letta_bridge.testing.stack.bridge import LocalBridge
 from letta_bridge.testing.stack.synapse import LocalSynapse
@@ -102,32 +103,30 @@ async def test_answer_whose_confirmation_is_lost_comes_once_though_synapse_resta
 
 async def test_bridge_killed_while_it_sets_up_agents_makes_nothing_twice(world: World) -> None:
     host = await world.client(world.guests.host)
-    await host.wait(lambda: host.client.invited_rooms, "the space")
     await world.bridge.stop()
-    known = set(host.client.invited_rooms)
-    agents = [world.letta.add_agent(f"Recruit {n}") for n in range(8)]
-
-    def new() -> set[str]:
-        return set(host.client.invited_rooms) - known
-
+    for number in range(8):
+        world.letta.add_agent(f"Recruit {number}")
+    invited_before = len(host.client.invited_rooms)
     await world.bridge.start()
-    await host.wait(lambda: len(new()) >= 2, "the first portals")
+    await host.wait(lambda: len(host.client.invited_rooms) >= invited_before + 2, "the first portals")
     world.bridge.kill()
     await world.bridge.start()
-    portals = {await world.portal_of(host, agent) for agent in agents}
-    space = (await host.client.room_resolve_alias(world.space_alias)).room_id
+    portals = {await world.portal_of(host, agent) for agent in world.letta.agents}
+    space = RoomID((await host.client.room_resolve_alias(world.space_alias)).room_id)
+    await host.wait_invite(space)
     await host.join(space)
     await host.wait(lambda: portals <= host.client.rooms[space].children, "all portals in the space")
-    await host.wait(lambda: portals <= new(), "all invitations")
-    assert new() == portals
-    await world.dm(host, agents[-1], "hello")
+    await host.wait(lambda: portals <= set(host.client.invited_rooms), "all invitations")
+    assert set(host.client.invited_rooms) == portals
+    agent = list(world.letta.agents)[-1]
+    await world.dm(host, agent, "hello")
 
 
 @pytest.mark.timeout(120)
 async def test_everything_arrives_through_rate_limits(tmp_path: Path, synapse: RealSynapse) -> None:
     """A Synapse of its own, with its limits on, and without the exemption that the registration normally asks for."""
     domain, bridge = "limited.localhost", LocalBridge(tmp_path / "bridge")
-    limits: dict[str, Any] = {"rc_message": {"per_second": 4, "burst_count": 3}}
+    limits: dict[str, Any] = {"rc_message": {"per_second": 8, "burst_count": 2}}
     homeserver = LocalSynapse(
         tmp_path / "synapse",
         domain=domain,

@@ -68,7 +68,9 @@ class Abrupt(BaseException):
     """Not an Exception: what only ``except BaseException`` sees."""
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), asyncio.CancelledError(), Abrupt()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), asyncio.CancelledError(), Abrupt()], ids=lambda e: type(e).__name__
+)
 async def test_write_is_rolled_back_whatever_ends_it(db: Database, error: BaseException) -> None:
     async def work(conn: Connection) -> None:
         await put(conn, "torn")
@@ -271,7 +273,7 @@ async def test_newer_schema_is_refused_and_left_alone(tmp_path: Path, database_u
     await db.open()
     await db.write(lambda conn: conn.execute("UPDATE letta_bridge_version SET version = 99"))
     await db.close()
-    with pytest.raises(DatabaseTooNewError, match="newer version of letta-bridge.*restore the backup"):
+    with pytest.raises(DatabaseTooNewError, match=r"newer version of letta-bridge.*restore the backup"):
         await Database(database_uri, tmp_path).open()
     with pytest.raises(DatabaseTooNewError):  # the refusal gave the process lock back
         await Database(database_uri, tmp_path).open()
@@ -299,7 +301,9 @@ async def test_corrupt_sqlite_file_is_said_in_words_and_nothing_stays_behind(tmp
         return [t.name for t in threading.enumerate() if not t.name.startswith("asyncio_")]
 
     before = threads()
-    with pytest.raises(DatabaseError, match=r"the SQLite database .*bridge\.db cannot be opened: file is not a database"):
+    with pytest.raises(
+        DatabaseError, match=r"the SQLite database .*bridge\.db cannot be opened: file is not a database"
+    ):
         await Database("sqlite:bridge.db", tmp_path).open()
     await until(lambda: threads() == before, why="a thread of SQLite would keep the process alive")
     (tmp_path / "bridge.db").unlink()

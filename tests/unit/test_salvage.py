@@ -19,7 +19,9 @@ VALUES = st.recursive(
 
 
 @given(st.lists(VALUES, max_size=6), st.dictionaries(st.text(), VALUES, max_size=3), st.sampled_from([None, 2]))
-def test_whole_transactions_give_their_events(events: list[object], more: dict[str, object], indent: int | None) -> None:
+def test_whole_transactions_give_their_events(
+    events: list[object], more: dict[str, object], indent: int | None
+) -> None:
     more.pop("events", None)
     for ascii_only in (True, False):
         body = json.dumps({**more, "events": events, "after": more}, indent=indent, ensure_ascii=ascii_only)

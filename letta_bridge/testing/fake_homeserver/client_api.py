@@ -180,6 +180,8 @@ class ClientApi:
             return _error(405, "M_UNRECOGNIZED", "Unrecognized request")
         except web.HTTPNotFound:
             return _error(404, "M_UNRECOGNIZED", "Unrecognized request")
+        except ConnectionError:  # the client went away before its request was complete: nobody reads the answer
+            return _error(400, "M_UNKNOWN", "Client disconnected")
         except Exception as bug:  # the boundary: a bug of the fake, raised when it closes
             logger.exception("the fake homeserver failed", extra={"method": request.method, "path": request.path})
             self.crashes.append(bug)
