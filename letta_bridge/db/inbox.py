@@ -111,6 +111,13 @@ class Inbox:
 
         return await self._db.write(work)
 
+    async def _one_at_a_time(self, conn: Connection) -> None:
+        """Until the commit nobody else inserts, so that the order of ``seq`` is that of the commits; also when two
+        replicas get the same retry.
+        """
+        if self._db.postgres:
+            await conn.execute("SELECT pg_advisory_xact_lock($1)", _INTAKE_LOCK)
+
     async def _insert(self, conn: Connection, arrivals: Iterable[Arrival], origin: str, before_seq: int | None) -> None:
         await conn.executemany(
             "INSERT INTO inbox (event_id, room_id, sender, type, body, origin, before_seq, state, decision, "
