@@ -19,13 +19,13 @@ from .db.rooms import Rooms
 from .db.turns import Turns
 from .delivery.context import TurnContext, TurnSettings
 from .delivery.dispatcher import Dispatcher
-from .delivery.lanes import Lanes
+from .delivery.entry import RoomEntry
 from .delivery.presence import Presence
-from .delivery.rooms import RoomEntry
 from .delivery.runner import Runner
 from .delivery.sender import Sender
 from .delivery.troubles import Troubles
 from .ids import MXID, RoomID
+from .lanes import Lanes
 from .letta.backend import Backend
 from .letta.v1 import V1Backend
 from .matrix.homeserver import Homeserver

@@ -105,7 +105,7 @@ _TABLES = (
     "CREATE INDEX outbox_turn ON outbox (turn_id) WHERE turn_id IS NOT NULL",
     "CREATE INDEX outbox_event ON outbox (sent_event_id) WHERE sent_event_id <> ''",
     "CREATE INDEX outbox_edits ON outbox (edits) WHERE edits <> ''",
-    # Who does what must happen in order: see delivery/lanes.py.
+    # Who does what must happen in order: see lanes.py.
     """CREATE TABLE lane (
         lane  TEXT PRIMARY KEY,
         owner TEXT,

@@ -8,9 +8,9 @@ from ..db.memory import Conversations
 from ..db.outbox import Outbox
 from ..db.turns import Turns
 from ..ids import AgentID, RunID
+from ..lanes import Lanes
 from ..letta.backend import Backend
 from ..letta.errors import Kind, LettaError
-from .lanes import Lanes
 from .presence import Presence
 from .sender import Sender
 from .troubles import Troubles

@@ -17,13 +17,13 @@ from ..db.outbox import Outbox
 from ..db.rooms import RoomInfo, Rooms
 from ..db.turns import NewMessage, StopRequest, Turns
 from ..ids import MXID, AgentID, EventID, RoomID, TurnID
+from ..lanes import Fence, FencedError, Lanes
 from ..letta.errors import LettaError
 from ..matrix import envelope, incoming
 from ..matrix.homeserver import Homeserver, HomeserverError
 from ..mirror.directory import Directory
 from ..routing.dispatch import Action, Decision, EventView, Notice, PuppetInRoom, RoomView, decide
 from ..routing.permissions import Permissions
-from .lanes import Fence, FencedError, Lanes
 from .outgoing import ReplyTarget, Voice, notice
 from .rooms import NotReadError, RoomEntry
 

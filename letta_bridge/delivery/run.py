@@ -12,6 +12,7 @@ from ..db.outbox import Outgoing
 from ..db.turns import TurnMessage, TurnRow
 from ..errors import Fate
 from ..ids import MAIN_CONVERSATION, MXID, PREFIX, ConversationID, EventID, Otid, RoomID, RunID, make_otid
+from ..lanes import Fence
 from ..letta.backend import (
     Finished,
     Live,
@@ -25,7 +26,6 @@ from ..letta.backend import (
 )
 from ..letta.errors import Delivery, Kind, LettaError
 from .context import TurnContext
-from .lanes import Fence
 from .reader import StreamReader
 from .replies import LIVE_MARK, Replies
 from .speech import Renderer, Speech, whole

@@ -8,9 +8,9 @@ from ..db.database import Connection
 from ..db.turns import StopRequest, TurnRow
 from ..errors import stopped
 from ..ids import MAIN_CONVERSATION, MXID, AgentID, ConversationID, RoomID, TurnID
+from ..lanes import Fence
 from ..letta.errors import Kind, LettaError
 from .context import TurnContext
-from .lanes import Fence
 from .outgoing import ReplyTarget, Voice, notice
 from .run import TurnRun
 

@@ -15,9 +15,9 @@ from ..db.database import Connection
 from ..db.outbox import Outbox, OutboxRow
 from ..db.turns import Turns
 from ..ids import MXID, EventID, RoomID
+from ..lanes import Fence, Lanes
 from ..matrix.homeserver import Homeserver, HomeserverError, Intent
 from ..mirror.bot import DEVICE_NAME
-from .lanes import Fence, Lanes
 from .outgoing import CONTENT_KEY, ReplyTarget, Voice, notice
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from ..db.outbox import Outbox
 from ..db.turns import TurnRow, Turns, agent_lane
 from ..errors import Fate
 from ..ids import MXID, AgentID, RoomID
+from ..lanes import Fence, Lanes
 from ..letta.errors import Kind
-from .lanes import Fence, Lanes
 from .outgoing import ReplyTarget, Voice, notice
 
 log = logging.getLogger(__name__)

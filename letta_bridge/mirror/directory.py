@@ -18,8 +18,8 @@ from ..db.agents import AgentRow, Agents
 from ..db.database import Database, clean
 from ..db.memory import Settings, Told
 from ..db.rooms import Rooms
-from ..delivery.lanes import Fence, FencedError, Lanes
 from ..ids import MXID, AgentID, RoomID
+from ..lanes import Fence, FencedError, Lanes
 from ..letta.backend import Agent, AgentListing, Backend
 from ..letta.errors import LettaError
 from ..matrix.homeserver import Homeserver, HomeserverError

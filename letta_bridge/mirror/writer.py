@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from ..db.agents import AgentRow, Agents
 from ..db.database import Connection, Database
-from ..delivery.lanes import Fence, Lanes
+from ..lanes import Fence, Lanes
 
 T = TypeVar("T")
 Work = Callable[[Connection], Awaitable[T]]

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from letta_bridge.db.database import Connection, Database
-from letta_bridge.delivery.lanes import Fence, Lanes
+from letta_bridge.lanes import Fence, Lanes
 
 LANE = "test:1"
 Handler = Callable[[Fence], Awaitable[float | None]]

@@ -12,8 +12,8 @@ from letta_bridge.db.agents import AgentRow, Agents
 from letta_bridge.db.database import Connection, Database
 from letta_bridge.db.memory import Settings
 from letta_bridge.db.rooms import Rooms
-from letta_bridge.delivery.lanes import Fence, Lanes
 from letta_bridge.ids import MXID, AgentID, RoomID
+from letta_bridge.lanes import Fence, Lanes
 from letta_bridge.letta.backend import Agent, AgentListing, Backend
 from letta_bridge.letta.errors import LettaError
 from letta_bridge.matrix.homeserver import Homeserver

@@ -6,7 +6,6 @@ numbers are those of the table of behaviours that a fake Letta must imitate; ``t
 
 import asyncio
 import json
-import os
 import uuid
 from collections.abc import AsyncIterator
 

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from letta_bridge.db.database import Database
-from letta_bridge.delivery.lanes import Fence, FencedError, Lanes
+from letta_bridge.lanes import Fence, FencedError, Lanes
 
 from .lanes_kit import LANE, mark, marks, running
 from .world import until

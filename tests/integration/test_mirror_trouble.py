@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from letta_bridge.db.database import Database
-from letta_bridge.delivery.lanes import FencedError
 from letta_bridge.ids import MXID
+from letta_bridge.lanes import FencedError
 from letta_bridge.letta.errors import Kind, LettaError
 from letta_bridge.matrix.homeserver import HomeserverError
 from letta_bridge.mirror.directory import LANE

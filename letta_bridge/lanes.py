@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import asyncpg
 
-from ..db.database import Connection, Database, DatabaseInUseError
+from .db.database import Connection, Database, DatabaseInUseError
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from ..db.memory import Told
 from ..db.outbox import Outbox
 from ..db.rooms import Rooms
 from ..ids import MXID, RoomID
+from ..lanes import Fence, Lanes
 from ..matrix.catchup import read_back
 from ..matrix.homeserver import Homeserver, HomeserverError, Intent
 from ..mirror.directory import Directory
 from ..routing.permissions import Grant, Level, Permissions
-from .lanes import Fence, Lanes
 from .outgoing import ReplyTarget, Voice, notice, text_content
 
 log = logging.getLogger(__name__)
