@@ -16,6 +16,7 @@ from .db.inbox import Inbox
 from .db.memory import Conversations, Settings, Told
 from .db.outbox import Outbox
 from .db.rooms import Rooms
+from .db.stops import Stops
 from .db.turns import Turns
 from .delivery.context import TurnContext, TurnSettings
 from .delivery.dispatcher import Dispatcher
@@ -60,6 +61,7 @@ class LettaBridge:
         self.inbox = Inbox(self.db)
         self.outbox = Outbox(self.db)
         self.turns = Turns(self.db)
+        self._stops = Stops(self.db, self.turns)
         self.rooms = Rooms(self.db)
         self.agents = Agents(self.db)
         self._settings = Settings(self.db)
@@ -132,6 +134,7 @@ class LettaBridge:
             inbox=self.inbox,
             outbox=self.outbox,
             turns=self.turns,
+            stops=self._stops,
             rooms=self.rooms,
             told=self._told,
             lanes=self.lanes,
@@ -144,6 +147,7 @@ class LettaBridge:
                 backend=backend,
                 agents=self.agents,
                 turns=self.turns,
+                stops=self._stops,
                 outbox=self.outbox,
                 conversations=Conversations(self.db),
                 lanes=self.lanes,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ..db.agents import Agents
 from ..db.memory import Conversations
 from ..db.outbox import Outbox
+from ..db.stops import Stops
 from ..db.turns import Turns
 from ..ids import AgentID, RunID
 from ..lanes import Lanes
@@ -89,6 +90,7 @@ class TurnContext:
     backend: Backend
     agents: Agents
     turns: Turns
+    stops: Stops
     outbox: Outbox
     conversations: Conversations
     lanes: Lanes

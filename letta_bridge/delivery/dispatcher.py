@@ -15,7 +15,8 @@ from ..db.inbox import Inbox, StoredEvent
 from ..db.memory import Told
 from ..db.outbox import Outbox
 from ..db.rooms import RoomInfo, Rooms
-from ..db.turns import NewMessage, StopRequest, Turns
+from ..db.stops import StopRequest, Stops
+from ..db.turns import NewMessage, Turns
 from ..ids import MXID, AgentID, EventID, RoomID, TurnID
 from ..lanes import Fence, FencedError, Lanes
 from ..letta.errors import LettaError
@@ -24,8 +25,8 @@ from ..matrix.homeserver import Homeserver, HomeserverError
 from ..mirror.directory import Directory
 from ..routing.dispatch import Action, Decision, EventView, Notice, PuppetInRoom, RoomView, decide
 from ..routing.permissions import Permissions
+from .entry import NotReadError, RoomEntry
 from .outgoing import ReplyTarget, Voice, notice
-from .rooms import NotReadError, RoomEntry
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Dispatcher:
         inbox: Inbox,
         outbox: Outbox,
         turns: Turns,
+        stops: Stops,
         rooms: Rooms,
         told: Told,
         lanes: Lanes,
@@ -63,6 +65,7 @@ class Dispatcher:
         self._inbox = inbox
         self._outbox = outbox
         self._turns = turns
+        self._stops = stops
         self._rooms = rooms
         self._told = told
         self._lanes = lanes
@@ -337,7 +340,7 @@ class Dispatcher:
         stops: list[StopRequest] = []
         for puppet in decision.puppets:
             agent_id = AgentID(puppet.agent_id)
-            queued, told = await self._turns.request_stop(
+            queued, told = await self._stops.request(
                 conn, event.room_id, event.sender, agent_id=agent_id, event_id=decision.target
             )
             running += told
@@ -354,20 +357,20 @@ class Dispatcher:
         else:
             stops = [replace(stop, quiet=index > 0) for index, stop in enumerate(stops)]
         for stop in stops:
-            await self._turns.add_stop(conn, await self._said_at_once(conn, stop))
+            await self._stops.add(conn, await self._said_at_once(conn, stop))
             await self._lanes.announce(conn, f"agent:{stop.agent_id}")
         for turn_id in running:
             await self._lanes.announce(conn, f"!stop {turn_id}")
         return running
 
     async def _may_wait(self, conn: Connection, stop: StopRequest, decision: Decision) -> bool:
-        return await self._turns.answered_last(conn, stop.agent_id, stop.room_id, decision.target)
+        return await self._stops.answered_last(conn, stop.agent_id, stop.room_id, decision.target)
 
     async def _said_at_once(self, conn: Connection, stop: StopRequest) -> StopRequest:
         """Tell what was withdrawn now where the agent's lane would tell it after another room's long turn."""
         if stop.stopped or not stop.withdrawn:
             return stop
-        if not await self._turns.busy_elsewhere(conn, stop.agent_id, stop.room_id):
+        if not await self._stops.busy_elsewhere(conn, stop.agent_id, stop.room_id):
             return stop
         voice = Voice(self._directory.mxid_of(stop.agent_id), stop.room_id, stop.agent_id)
         target = ReplyTarget(stop.thread_root, stop.event_id if stop.thread_root else "")

@@ -5,7 +5,8 @@ import contextlib
 import logging
 
 from ..db.database import Connection
-from ..db.turns import StopRequest, TurnRow
+from ..db.stops import StopRequest
+from ..db.turns import TurnRow
 from ..errors import stopped
 from ..ids import MAIN_CONVERSATION, MXID, AgentID, ConversationID, RoomID, TurnID
 from ..lanes import Fence
@@ -35,7 +36,7 @@ class Runner:
         """Work through the agent's turns until there is nothing to do now."""
         agent_id = AgentID(fence.lane.partition(":")[2])
         while not self._c.lanes.closing:
-            for stop in await self._c.turns.stops(agent_id):
+            for stop in await self._c.stops.waiting(agent_id):
                 await self._serve_stop(fence, stop)
             turn = await self._c.turns.head(fence.lane)
             if turn is None:
@@ -94,7 +95,7 @@ class Runner:
         sentence = stopped(run=stop.stopped > 0, denied=denied, withdrawn=stop.withdrawn > 0, unsure=unsure, deaf=deaf)
 
         async def work(conn: Connection) -> None:
-            await self._c.turns.stop_served(conn, stop)
+            await self._c.stops.served(conn, stop)
             await self._c.troubles.ended(conn, stop.agent_id, stop.room_id)
             if agent is not None and (denied or deaf or not stop.quiet):
                 voice = Voice(agent.mxid, stop.room_id, stop.agent_id)

@@ -1,0 +1,126 @@
+"""Somebody said stop: what that does to turns at once, and what is left for the agent's lane (``stop_request``)."""
+
+from dataclasses import dataclass
+
+from ..ids import MXID, AgentID, EventID, RoomID, TurnID
+from .database import Connection, Database
+from .turns import OPEN, Turns, agent_lane
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequest:
+    """Somebody said stop: how many runs were told to end and how many turns were withdrawn from the queue.
+
+    ``quiet``: nothing is said unless an approval was denied (another agent of the room answers).
+    """
+
+    event_id: EventID
+    agent_id: AgentID
+    room_id: RoomID
+    sender: MXID
+    thread_root: str
+    stopped: int
+    withdrawn: int
+    quiet: bool
+
+
+class Stops:
+    """Statements on stops. Methods that take a connection belong into the caller's transaction."""
+
+    def __init__(self, db: Database, turns: Turns) -> None:
+        self._db = db
+        self._turns = turns
+
+    async def request(
+        self, conn: Connection, room_id: RoomID, by: MXID, *, agent_id: AgentID | None, event_id: str = ""
+    ) -> tuple[list[TurnID], list[TurnID]]:
+        """Stop open turns of a room (of one agent, or about one event): (withdrawn from the queue, told to stop).
+
+        ``event_id`` may be a message of a turn or an event that shows a turn's answer.
+        """
+        rows = await conn.fetch(
+            "SELECT turn_id, state, stop_by FROM turn WHERE room_id = $1 AND ($2 = '' OR agent_id = $2) "
+            "AND ($3 = '' OR turn_id IN (SELECT turn_id FROM turn_event WHERE event_id = $3) "
+            "OR turn_id IN (SELECT turn_id FROM outbox WHERE sent_event_id = $3 AND sent_event_id <> '')) "
+            f"AND state IN {OPEN} ORDER BY turn_id {self._db.for_update}",
+            room_id,
+            agent_id or "",
+            event_id,
+        )
+        queued: list[TurnID] = []
+        running: list[TurnID] = []
+        for row in rows:
+            if row["state"] == "queued":
+                await self._turns.close(conn, row["turn_id"], "cancelled", f"stopped by {by}")
+                queued.append(TurnID(row["turn_id"]))
+            elif not row["stop_by"]:
+                await conn.execute("UPDATE turn SET stop_by = $2 WHERE turn_id = $1", row["turn_id"], by)
+                running.append(TurnID(row["turn_id"]))
+        return queued, running
+
+    async def busy_elsewhere(self, conn: Connection, agent_id: AgentID, room_id: RoomID) -> bool:
+        """Whether the agent works on a turn of another room: its lane comes to this room's affairs only later."""
+        return bool(
+            await conn.fetchval(
+                "SELECT 1 FROM turn WHERE lane = $1 AND room_id <> $2 AND state = 'running'",
+                agent_lane(agent_id),
+                room_id,
+            )
+        )
+
+    async def answered_last(self, conn: Connection, agent_id: AgentID, room_id: RoomID, event_id: str) -> bool:
+        """Whether the event belongs to the agent's newest answered turn of the room: as a message, or as its answer."""
+        last = await conn.fetchval(
+            "SELECT turn_id FROM turn WHERE agent_id = $1 AND room_id = $2 AND state IN ('replying', 'done') "
+            "ORDER BY turn_id DESC LIMIT 1",
+            agent_id,
+            room_id,
+        )
+        return last is not None and bool(
+            await conn.fetchval(
+                "SELECT 1 FROM turn_event WHERE turn_id = $1 AND event_id = $2 "
+                "UNION SELECT 1 FROM outbox WHERE turn_id = $1 AND sent_event_id = $2",
+                last,
+                event_id,
+            )
+        )
+
+    async def add(self, conn: Connection, stop: StopRequest) -> None:
+        """Leave a stop for the agent's lane: it denies a pending approval there and tells what was stopped."""
+        await conn.execute(
+            "INSERT INTO stop_request (event_id, agent_id, room_id, sender, thread, stopped, withdrawn, quiet, "
+            f"created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, {self._db.now}) ON CONFLICT DO NOTHING",
+            stop.event_id,
+            stop.agent_id,
+            stop.room_id,
+            stop.sender,
+            stop.thread_root,
+            stop.stopped,
+            stop.withdrawn,
+            int(stop.quiet),
+        )
+
+    async def waiting(self, agent_id: AgentID) -> list[StopRequest]:
+        """Stops that the agent's lane has not served yet."""
+        rows = await self._db.fetch(
+            "SELECT * FROM stop_request WHERE agent_id = $1 AND done = 0 ORDER BY created_at", agent_id
+        )
+        return [
+            StopRequest(
+                EventID(row["event_id"]),
+                AgentID(row["agent_id"]),
+                RoomID(row["room_id"]),
+                MXID(row["sender"]),
+                row["thread"],
+                row["stopped"],
+                row["withdrawn"],
+                bool(row["quiet"]),
+            )
+            for row in rows
+        ]
+
+    async def served(self, conn: Connection, stop: StopRequest) -> None:
+        """The stop needs nothing more."""
+        await conn.execute(
+            "UPDATE stop_request SET done = 1 WHERE event_id = $1 AND agent_id = $2", stop.event_id, stop.agent_id
+        )
