@@ -111,7 +111,7 @@ SAID_NOTHING = "(I finished without saying anything.)"
 STOPPED_EARLY = "(My answer ended early: {reason}.)"
 
 MAY_NOT_TALK = (
-    "You are not allowed to talk to this agent. Your message was not delivered. An administrator of the bridge can "
+    "You are not allowed to talk to this agent. Your message was not delivered, nor will others be. An administrator of the bridge can "
     "allow {who} in its configuration (permissions)."
 )
 MAY_NOT_INVITE = (
@@ -121,20 +121,24 @@ MAY_NOT_INVITE = (
 MAY_NOT_STOP = "You are not allowed to stop this agent."
 NO_SUCH_AGENT = "There is no such agent on the connected Letta, so nobody would answer here."
 TOO_FAST = (
-    "You have sent more than {limit} messages within a minute. This one, and any more within that minute, were not "
-    "delivered; please send them again in a moment."
+    "You have sent more than {limit} messages within a minute. This one was not delivered, and for the next minute I "
+    "do not tell you about others over that limit. Please wait, and send again what got no answer."
 )
 AMBIGUOUS = "More than one member of this room is called {names}, so nobody was addressed. Please use a mention (pill)."
-UNSUPPORTED = "I cannot receive {things} yet. What you sent was not delivered to me."
-EDIT_TOO_LATE = "I have already read that message, and I cannot take edits of such messages yet. Please say it anew."
+UNSUPPORTED = "I cannot receive {things} yet. What you sent was not delivered to me, nor will others be."
+EDIT_TOO_LATE = (
+    "I have already read that message, and I cannot take edits of such messages yet, neither this one nor later ones. "
+    "Please say it anew."
+)
 ENCRYPTED = (
     "I cannot read encrypted messages yet, so nothing that is said here reaches me. Please start a chat with me in a "
-    "room without encryption (when creating the room, switch “Enable end-to-end encryption” off), or write to me in "
-    "the “Letta Agents” space."
+    "room without encryption (when creating the room, switch “Enable end-to-end encryption” off). Agents also have "
+    "rooms of their own without encryption; the bridge's space lists them."
 )
 STOP_NOTHING = "There was nothing to stop."
 _RUN_STOPPED = "what I was doing was cancelled"
 _RUN_CUT_OFF = "what I was doing ends here, but Letta did not confirm the cancellation, so it may go on there"
+_RUN_FINISHED = "what I was doing was finished already"
 _APPROVAL_DENIED = "the tool call that waited for approval was denied"
 _WITHDRAWN = "what waited for me was withdrawn"
 _DEAF = (
@@ -144,11 +148,20 @@ UNDISPATCHED = "Something went wrong inside the bridge, and this message could n
 NOT_SHOWN = "I have answered, but the homeserver did not take my answer, so it cannot be shown here."
 
 
-def stopped(*, run: bool, withdrawn: bool, denied: bool = False, unsure: bool = False, deaf: bool = False) -> str:
+def stopped(
+    *,
+    run: bool,
+    withdrawn: bool,
+    denied: bool = False,
+    unsure: bool = False,
+    deaf: bool = False,
+    finished: bool = False,
+) -> str:
     """What a stop has done. ``unsure``: Letta did not confirm that the run is cancelled. ``deaf``: Letta could not be
-    asked about approvals.
+    asked about approvals. ``finished``: the run was over before it could be cancelled.
     """
-    done = ((run, _RUN_CUT_OFF if unsure else _RUN_STOPPED), (denied, _APPROVAL_DENIED), (withdrawn, _WITHDRAWN))
+    run_part = _RUN_FINISHED if finished else _RUN_CUT_OFF if unsure else _RUN_STOPPED
+    done = ((run, run_part), (denied, _APPROVAL_DENIED), (withdrawn, _WITHDRAWN))
     parts = [part for happened, part in done if happened]
     said = f"Stopped: {', '.join(parts)}." if parts else "" if deaf else STOP_NOTHING
     return f"{said} ({_DEAF}.)".strip() if deaf else said

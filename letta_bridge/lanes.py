@@ -72,6 +72,11 @@ class _Entry:
         self.failures = 0
         self.timer: asyncio.TimerHandle | None = None
 
+    @property
+    def working(self) -> "asyncio.Task[None] | None":
+        """The task at work. One that was cancelled before its first step never tells that it ended."""
+        return None if self.task is None or self.task.done() else self.task
+
 
 class Lanes:
     """Runs the handler of every lane that was woken, one task per lane.
@@ -174,7 +179,7 @@ class Lanes:
         """Let the tasks of these lanes end by themselves for a while, then cancel what is left."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        while tasks := [e.task for name in lanes if (e := self._entries.get(name)) is not None and e.task is not None]:
+        while tasks := [e.working for name in lanes if (e := self._entries.get(name)) is not None and e.working]:
             done, _ = await asyncio.wait(tasks, timeout=max(0.0, deadline - loop.time()))
             if not done:
                 for task in tasks:
@@ -191,7 +196,7 @@ class Lanes:
         if entry.timer:
             entry.timer.cancel()
             entry.timer = None
-        if entry.task:
+        if entry.working:
             entry.again = True
             return
         entry.task = asyncio.create_task(self._run(lane, entry), name=lane)
@@ -213,7 +218,7 @@ class Lanes:
         for source in self._sweeps:
             for lane in await source():
                 entry = self._entries.get(lane)
-                if entry is None or (entry.task is None and entry.timer is None):
+                if entry is None or (entry.working is None and entry.timer is None):
                     self.wake(lane)
 
     async def write(self, fence: Fence, work: Callable[[Connection], Awaitable[T]]) -> T:
@@ -343,8 +348,8 @@ class Lanes:
         log.error("heartbeat late, giving up the lanes", extra={"action": "self_fenced"})
         self._held.clear()
         for entry in self._entries.values():
-            if entry.task:
-                entry.task.cancel()
+            if entry.working:
+                entry.working.cancel()
 
     async def _sweeping(self) -> None:
         while True:

@@ -66,7 +66,7 @@ async def _examine(options: argparse.Namespace, show: Callable[[Finding], None])
     try:
         config = load_config(options)
     except ConfigError as error:
-        remedy = "correct it; docs/configuration.md describes every key"
+        remedy = "correct it; 'letta-bridge config-reference' describes every key"
         findings = [fail("config", Exit.CONFIG, str(problem), remedy) for problem in error.problems]
         for finding in findings:
             show(finding)

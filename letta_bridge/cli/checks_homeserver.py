@@ -113,7 +113,7 @@ async def check_ping(checkup: Checkup) -> list[Finding]:
     if checkup.running:
         return [_judge_ping(checkup, await _ping(checkup), None)]
     if not checkup.port_free:
-        return [skip("ping", f"another program listens on port {checkup.config.appservice.port}")]
+        return [skip("ping", f"port {checkup.config.appservice.port} cannot be listened on")]
     listener = _Listener(checkup.config.appservice.hs_token)
     async with listener.serve(checkup.config.appservice.host, checkup.config.appservice.port):
         return [_judge_ping(checkup, await _ping(checkup), listener)]
@@ -137,7 +137,7 @@ def _judge_ping(checkup: Checkup, answer: Answer, listener: "_Listener | None") 
         took = answer.body.get("duration_ms") if isinstance(answer.body, dict) else None
         return ok("ping", "the homeserver reaches the bridge" + (f" ({took} ms)" if took is not None else ""))
     if answer.status == 200:
-        text = "the homeserver reached something, but not this machine: the registration's url leads elsewhere"
+        text = "the homeserver reached something, but not this bridge: the registration's url leads elsewhere"
         return fail("ping", Exit.PING, text, f"make appservice.url ({config.url}) lead here; then {_REGISTERED}")
     if listener is not None and listener.refused:
         text = "the homeserver reaches the bridge with another hs_token than the configuration's"

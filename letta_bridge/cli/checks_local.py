@@ -1,5 +1,7 @@
 """Checks that need nobody else: configuration, registration file, file modes, port, database."""
 
+import errno
+import os
 import socket
 import stat
 from pathlib import Path
@@ -13,8 +15,12 @@ from .exitcodes import Exit
 
 async def check_config(checkup: Checkup) -> list[Finding]:
     """The configuration was loaded before; here are its warnings."""
-    found = [warn("config", warning, "change it, or keep it if it is meant") for warning in checkup.config.warnings]
+    found = [warn("config", text, _remedy(text)) for text in checkup.config.warnings]
     return found or [ok("config", f"{checkup.config.path} is valid")]
+
+
+def _remedy(warning: str) -> str:
+    return "let only its owner read it" if "holds secrets" in warning else "change it, or keep it if it is meant"
 
 
 async def check_registration(checkup: Checkup) -> list[Finding]:
@@ -77,7 +83,9 @@ async def check_port(checkup: Checkup) -> list[Finding]:
             fail("port", Exit.PORT, text, "restart the bridge after changing its configuration, or change the port")
         ]
     text = f"cannot listen on {where}: {trouble}"
-    remedy = f"see who listens: ss -ltnp 'sport = :{config.port}'; stop it, or change appservice.host and port"
+    remedy = "appservice.host has to be an address of this machine, and a port below 1024 is for root only"
+    if trouble == os.strerror(errno.EADDRINUSE):
+        remedy = f"see who listens: ss -ltnp 'sport = :{config.port}'; stop it, or change appservice.host and port"
     return [fail("port", Exit.PORT, text, remedy)]
 
 

@@ -18,7 +18,7 @@ class Exit(IntEnum):
     LETTA = 17  # Letta cannot be reached
     LETTA_AUTH = 18  # Letta does not accept the key
     LETTA_AGENTS = 19  # Letta is of an unknown kind, or its agents cannot be listed
-    PORT = 20  # the port is taken by another program
+    PORT = 20  # the port is taken by another program, or cannot be listened on
     RUNNING = 21  # another process of the bridge holds the database
 
 
@@ -35,6 +35,6 @@ MEANING = {
     Exit.LETTA: "Letta cannot be reached",
     Exit.LETTA_AUTH: "Letta does not accept the key",
     Exit.LETTA_AGENTS: "Letta's agents cannot be listed",
-    Exit.PORT: "the port is taken by another program",
+    Exit.PORT: "the port is taken by another program, or cannot be listened on",
     Exit.RUNNING: "another process of the bridge uses the database",
 }

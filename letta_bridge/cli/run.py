@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import errno
 import logging
+import socket
 
 from .. import logs, registration
 from ..config import Config, ConfigError
@@ -11,6 +12,11 @@ from .exitcodes import Exit
 from .options import add_config, add_registration, complain, load_config, registration_path
 
 log = logging.getLogger(__name__)
+
+_NOT_TO_BE_HAD = {
+    errno.EADDRNOTAVAIL: "this machine has no such address",
+    errno.EACCES: "this user may not (ports below 1024 are for root only)",
+}
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -36,10 +42,14 @@ def _run(options: argparse.Namespace) -> int:
     try:
         return asyncio.run(run(config))
     except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
         where = f"{config.appservice.host}:{config.appservice.port}"
-        complain(f"another program listens on {where}; stop it, or change appservice.port (and register again)")
+        if error.errno == errno.EADDRINUSE:
+            complain(f"another program listens on {where}; stop it, or change appservice.port (and register again)")
+        elif error.errno in _NOT_TO_BE_HAD or isinstance(error, socket.gaierror):
+            why = _NOT_TO_BE_HAD.get(error.errno or 0, error.strerror)
+            complain(f"cannot listen on {where}: {why}; change appservice.host or appservice.port")
+        else:
+            raise
         return Exit.PORT
 
 

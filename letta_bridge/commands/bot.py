@@ -59,8 +59,9 @@ class BotCommands:
 
 
 def _line(agent: AgentRow) -> str:
-    name = "".join("\\" + char if char in "\\`*_[]<>()#~|!" else char for char in agent.shown_name or agent.mxid)
+    # only what would change the list: the plain text is shown as it is by some clients
+    name = "".join("\\" + char if char in "\\`*[]<>" else char for char in agent.shown_name or agent.mxid)
     line = f"- [{name}](https://matrix.to/#/{quote(agent.mxid, safe='@:')})"
-    if agent.portal_room:
-        line += f" · [room](https://matrix.to/#/{quote(agent.portal_room, safe='!:')})"
+    if agent.portal_room:  # by its alias: room ids of version 12 do not say which server to ask
+        line += f" · [room](https://matrix.to/#/{quote('#' + agent.mxid[1:], safe=':')})"
     return line

@@ -203,7 +203,7 @@ class Turns:
     # -- the agent's lane
 
     async def head(self, lane: str) -> TurnRow | None:
-        """The turn whose turn it is: the oldest of the lane that has not come to its reply.
+        """The turn whose turn it is: the one that is running, else the oldest that waits.
 
         A turn that waits for an approval lets those of other rooms (other conversations) pass, not those of its own.
         """
@@ -211,7 +211,8 @@ class Turns:
         row = await self._db.fetchrow(
             f"SELECT *, not_before - {self._db.now} AS wait, "
             f"COALESCE({self._db.now} - submitted_at, 0) AS running_for "
-            f"FROM turn t WHERE lane = $1 AND state IN {OPEN} ORDER BY CASE WHEN EXISTS (SELECT 1 FROM turn b "
+            f"FROM turn t WHERE lane = $1 AND state IN {OPEN} "
+            "ORDER BY CASE WHEN state = 'running' THEN 0 ELSE 1 END, CASE WHEN EXISTS (SELECT 1 FROM turn b "
             f"WHERE b.lane = $1 AND b.room_id = t.room_id AND b.turn_id <= t.turn_id AND {blocked}) "
             "THEN 1 ELSE 0 END, turn_id LIMIT 1",
             lane,

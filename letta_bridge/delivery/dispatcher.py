@@ -139,7 +139,7 @@ class Dispatcher:
             return
         room = await self._rooms.info(event.room_id)
         agents = await self._agents.in_room(event.room_id)
-        if not room.known and not agents and not self._directory.is_ours(event.sender):
+        if not room.known and not self._directory.is_ours(event.sender):
             room, agents = await self._discover(fence, event.room_id)
         view = self._room_view(room, agents)
         seen, quoted = await self._event_view(event, view)
@@ -154,8 +154,12 @@ class Dispatcher:
     async def _discover(self, fence: Fence, room_id: RoomID) -> tuple[RoomInfo, list[AgentRow]]:
         """An event of a room that we know nothing of was pushed, so one of ours is in it (a database was rebuilt)."""
         for mxid in await self._entry.who_is_in(room_id):
-            await self._entry.learn(fence, room_id, mxid)
-            break
+            try:
+                if await self._entry.learn(fence, room_id, mxid):
+                    break
+            except HomeserverError as error:
+                if error.passing:
+                    raise
         return await self._rooms.info(room_id), await self._agents.in_room(room_id)
 
     async def _state(self, fence: Fence, event: StoredEvent) -> None:

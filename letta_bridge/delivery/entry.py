@@ -144,8 +144,13 @@ class RoomEntry:
         log.info("invitation refused", extra={"action": "invite_refused", "who": grant.mxid, "why": str(grant)})
 
     async def who_is_in(self, room_id: RoomID) -> list[MXID]:
-        """Which of our users are joined to the room, as far as the homeserver tells the first that may ask."""
-        users = [self._homeserver.bot_mxid, *(agent.mxid for agent in await self._agents.all() if agent.registered)]
+        """Which of our users are joined to the room, as far as the homeserver tells the first that may ask.
+
+        Raises:
+            HomeserverError: it cannot be known yet.
+        """
+        agents = await self._agents.all()
+        users = [self._homeserver.bot_mxid, *(agent.mxid for agent in agents if agent.registered)]
         for mxid in users[:_ASK_AT_MOST]:
             try:
                 members = await self._homeserver.intent(mxid).joined_members(room_id)
@@ -154,18 +159,21 @@ class RoomEntry:
                     raise
                 continue
             return [member for member in members if self._directory.is_ours(member)]
+        if not agents or any(agent.state == "new" and not agent.registered for agent in agents):
+            raise HomeserverError(0, "", "the agents are not mirrored yet, so nobody can say who is in the room")
         return []
 
-    async def learn(self, fence: Fence, room_id: RoomID, mxid: MXID) -> None:
-        """Read the whole state of a room that one of our users is in.
+    async def learn(self, fence: Fence, room_id: RoomID, mxid: MXID) -> bool:
+        """Read the whole state of a room that one of our users is in; whether this user could.
 
         Raises:
             HomeserverError: it cannot be read.
         """
         intent = await self._intent(mxid)
-        if intent is not None:
-            state = await intent.state(room_id)
-            await self._take_in(fence, room_id, mxid, state, (), 0)
+        if intent is None:
+            return False
+        await self._take_in(fence, room_id, mxid, await intent.state(room_id), (), 0)
+        return True
 
     async def _enter(self, fence: Fence, invite: StoredEvent, mxid: MXID, intent: Intent) -> None:
         """Right after a join: learn the room's state, and read what was said since the invitation."""

@@ -9,10 +9,9 @@ from contextlib import aclosing
 from .. import errors
 from ..db.database import Connection
 from ..db.outbox import Outgoing
-from ..db.turns import TurnMessage, TurnRow
+from ..db.turns import TurnMessage
 from ..errors import Fate
-from ..ids import MAIN_CONVERSATION, MXID, PREFIX, ConversationID, EventID, Otid, RoomID, RunID, make_otid
-from ..lanes import Fence
+from ..ids import MAIN_CONVERSATION, PREFIX, ConversationID, EventID, Otid, RoomID, RunID, make_otid
 from ..letta.backend import (
     Finished,
     Live,
@@ -25,10 +24,10 @@ from ..letta.backend import (
     Unknown,
 )
 from ..letta.errors import Delivery, Kind, LettaError
-from .context import TurnContext
 from .reader import StreamReader
-from .replies import LIVE_MARK, Replies
-from .speech import Renderer, Speech, whole
+from .replies import Replies
+from .speech import Renderer, whole
+from .turnwork import TurnWork
 
 log = logging.getLogger(__name__)
 
@@ -38,35 +37,22 @@ _CANCEL_TRIES = 3
 _CANCEL_PAUSE = 0.5
 _ORPHAN = "orphan"
 """Wait reason of a run that we cancel because Letta forgot it: its messages are handed over again."""
-_BROKEN_MARK = "\n\n*(broken off)*"
-_STOPPED_MARK = "\n\n*(stopped)*"
 
 
-class TurnRun:
-    """A turn that its lane works on. Every method that comes to an end returns a pause: seconds until the lane is to
-    come back to this turn, or None when it can go on with whatever is its head now.
-
-    ``stop`` is set when somebody wants the turn to end. ``unsure`` says afterwards that Letta did not confirm it.
+class TurnRun(TurnWork):
+    """Runs a turn. Every method that comes to an end returns a pause: seconds until the lane is to come back to this
+    turn, or None when it can go on with whatever is its head now.
     """
 
-    def __init__(self, context: TurnContext, fence: Fence, turn: TurnRow, puppet: MXID) -> None:
-        self._c = context
-        self._fence = fence
-        self._turn = turn
-        self._puppet = puppet
-        self.unsure = False
-        self._probing = False
-        self._speeches: list[Speech] = []
-        self.stop = asyncio.Event()
-        if turn.stop_by:
-            self.stop.set()
+    _probing = False
+    _resumed = False
 
     async def start(self) -> float | None:
         """``queued``: hand the messages over and follow the run."""
         await self._reread()  # a stop may have come since the lane looked
         turn = self._turn
         if self.stop.is_set():
-            return await self._close_stopped(None, [])
+            return await self._close_stopped()
         try:
             await self._let_cancelled_run_end()
             conversation = await self._conversation()
@@ -108,8 +94,10 @@ class TurnRun:
 
     # -- a run that was left behind
 
-    async def recover(self) -> float | None:
-        """``running`` without us (a crash, a take-over, a broken stream): find out what became of it, never guess."""
+    async def recover(self, broken: LettaError | None = None) -> float | None:
+        """``running`` without us (a crash, a take-over), or the call was ``broken``: find out what became of it, never
+        guess.
+        """
         await self._reread()
         turn = self._turn
         messages = await self._c.turns.messages(turn.turn_id)
@@ -117,19 +105,24 @@ class TurnRun:
             outcome = await self._find(RunID(turn.run_id) if turn.run_id else None, messages)
         except LettaError as error:
             return await self._cannot_ask(error)
-        return await self._go_on(outcome, messages)
+        return await self._go_on(outcome, messages, broken)
 
-    async def _go_on(self, outcome: Outcome, messages: list[TurnMessage]) -> float | None:
+    async def _go_on(
+        self, outcome: Outcome, messages: list[TurnMessage], broken: LettaError | None = None
+    ) -> float | None:
         turn = self._turn
         extra = {"action": "turn_found", "turn": turn.turn_id, "outcome": type(outcome).__name__}
         log.info("turn looked up", extra=extra)
         match outcome:
             case Finished():
+                self.finished = self.stop.is_set()
                 await self._finish(whole(outcome.events), self._replies(messages))
                 self._c.presence.read(self._puppet, turn.room_id, messages[-1].event_id)
                 return None
             case Live():
                 return await self._rejoin(outcome.run_id, messages)
+            case NotDelivered() if broken is not None:  # our own try failed: that counts, and is not repeated at once
+                return await self._failed(LettaError(Kind.INTERRUPTED, broken.detail))
             case NotDelivered():
                 return await self._requeue(0.0, turn.wait_reason, failed=False)
             case RunFailed():
@@ -151,6 +144,7 @@ class TurnRun:
         with it, and would call it running for ever.
         """
         turn = self._turn
+        self._resumed = True
         left = max(1.0, self._c.settings.timeout - turn.running_for)
         self._probing = self._c.outage.began_before(turn.running_for)
         if self._probing:
@@ -171,42 +165,37 @@ class TurnRun:
             outcome = await self._find(RunID(turn.run_id), messages)
         except LettaError as error:
             return await self._cannot_ask(error)
-        if isinstance(outcome, Live):  # said again at the next look
-            return self._c.settings.unknown_pause
+        if isinstance(outcome, Live):  # the cancellation is asked for again at the next look
+            return await self._look_later("the run stays live although it was cancelled")
         return await self._go_on(outcome, messages)
 
     async def _run_failed(self, outcome: RunFailed) -> float | None:
         if self.stop.is_set():
-            return await self._close_stopped(None, [])
+            return await self._close_stopped()
         if outcome.stored:  # what the agent did until then is done: starting again would do it twice
             await self._tell_and_close(errors.FAILED_MIDWAY, f"midway:{outcome.kind.value}", outcome.detail)
             return None
         if not outcome.cancelled:
             return await self._failed(LettaError(outcome.kind, outcome.detail, run_id=outcome.run_id))
         if self._turn.wait_reason == _ORPHAN:
-            return await self._requeue(0.0, "", failed=True)
+            return await self._failed(LettaError(Kind.INTERRUPTED, "Letta went away during the run"))
         sentence = errors.STOPPED_EARLY.format(reason=errors.CANCELLED_IN_LETTA)
         await self._tell_and_close(sentence, "cancelled", "cancelled in Letta")
         return None
 
     async def _unknown(self, outcome: Unknown) -> float | None:
+        if self._turn.running_for > _SAY_UNKNOWN_AFTER and not self._overdue():
+            messages = await self._c.turns.messages(self._turn.turn_id)
+            await self._add([self._replies(messages).about("looking", errors.LOOKING)])
+        return await self._look_later(outcome.detail)
+
+    async def _look_later(self, detail: str) -> float | None:
+        """Nothing can be said yet; when the turn's time is over, that is what is said."""
+        await self._reread()
         if not self._overdue():
-            if self._turn.running_for > _SAY_UNKNOWN_AFTER:
-                messages = await self._c.turns.messages(self._turn.turn_id)
-                await self._add([self._replies(messages).about("looking", errors.LOOKING)])
             return self._c.settings.unknown_pause
-        await self._uncertain(outcome.detail)
+        await self._uncertain(detail)
         return None
-
-    def _overdue(self) -> bool:
-        """Whether the turn has had the time that it may take, and that of looking for it."""
-        settings = self._c.settings
-        return self._turn.running_for >= settings.timeout + 2 * settings.settle
-
-    async def _uncertain(self, detail: str) -> None:
-        extra = {"action": "turn_uncertain", "turn": self._turn.turn_id, "why": detail}
-        log.error("outcome of a turn stays unknown", extra=extra)
-        await self._tell_and_close(errors.MAY_NOT_HAVE_BEEN_DELIVERED, "uncertain", detail)
 
     # -- following a run
 
@@ -219,11 +208,12 @@ class TurnRun:
             async with aclosing(StreamReader(stream)) as reader:
                 await self._listen(reader, renderer, replies)
         except LettaError as error:
-            return await self._broken(error, renderer, replies)
+            return await self._broken(error)
         finally:
             self._c.presence.stop_typing(self._puppet, self._turn.room_id)
         if renderer.ended is None or (self.stop.is_set() and renderer.ended.stop_reason == "cancelled"):
-            return await self._close_stopped(replies, renderer.speeches)
+            return await self._close_stopped()
+        self.finished = self.stop.is_set()
         await self._finish(renderer, replies)
         return None
 
@@ -264,7 +254,8 @@ class TurnRun:
 
         async def work(conn: Connection) -> list[RoomID]:
             await self._c.turns.accepted(conn, turn.turn_id, run_id)
-            return await self._c.troubles.over(conn, turn, self._puppet)
+            # while a run that Letta may have forgotten is tried, nothing is over yet
+            return [] if self._probing else await self._c.troubles.over(conn, turn, self._puppet)
 
         for room_id in await self._c.lanes.write(self._fence, work):
             self._c.lanes.wake(f"send:{room_id}")
@@ -319,11 +310,6 @@ class TurnRun:
 
     # -- the end of a run
 
-    def _replies(self, messages: Sequence[TurnMessage]) -> Replies:
-        answers = [message.event_id for message in messages]
-        senders = [message.sender for message in messages]
-        return Replies(self._turn, self._puppet, answers, senders, self._c.settings.part_bytes)
-
     async def _finish(self, renderer: Renderer, replies: Replies) -> None:
         turn = self._turn
         rows: list[Outgoing] = []
@@ -344,50 +330,9 @@ class TurnRun:
         for room_id in [*await self._c.lanes.write(self._fence, work), turn.room_id]:
             self._c.lanes.wake(f"send:{room_id}")
 
-    async def _final(self, replies: Replies, speech: Speech, suffix: str = "") -> list[Outgoing]:
-        """The final of a message; what an earlier attempt or owner showed of it is edited."""
-        opened = bool(speech.shown_txn)
-        if not opened:
-            shown = await self._c.outbox.content_of(replies.first_txn(speech.index))
-            if shown is not None:
-                rows = replies.final(speech, suffix, opened=False)
-                opened = bool(rows) and shown.get("body") != rows[0].content.get("body")
-        return replies.final(speech, suffix, opened=opened)
-
-    async def _add(self, rows: Sequence[Outgoing]) -> None:
-        async def work(conn: Connection) -> None:
-            for row in rows:
-                await self._c.outbox.add(conn, row)
-            await self._c.lanes.announce(conn, f"send:{self._turn.room_id}")
-
-        if rows:
-            await self._c.lanes.write(self._fence, work)
-            self._c.lanes.wake(f"send:{self._turn.room_id}")
-
-    async def _close(self, state: str, why: str, rows: Sequence[Outgoing] = ()) -> None:
-        async def work(conn: Connection) -> None:
-            if await self._c.turns.close(conn, self._turn.turn_id, state, why):
-                await self._c.troubles.ended(conn, self._turn.agent_id, self._turn.room_id)
-                for row in rows:
-                    await self._c.outbox.add(conn, row)
-                await self._c.lanes.announce(conn, f"send:{self._turn.room_id}")
-
-        await self._c.lanes.write(self._fence, work)
-        self._c.lanes.wake(f"send:{self._turn.room_id}")
-
-    async def _close_stopped(self, replies: Replies | None, speeches: Sequence[Speech]) -> float | None:
-        """Stopped: what was shown of the answer is closed with a mark; nothing more is said of it here."""
-        rows: list[Outgoing] = []
-        for speech in speeches:
-            if replies is not None and speech.shown_txn:
-                rows += await self._final(replies, speech, "" if speech.complete else _STOPPED_MARK)
-        await self._reread()
-        await self._close("cancelled", f"stopped by {self._turn.stop_by or 'Letta'}", rows)
-        return None
-
     # -- trouble
 
-    async def _broken(self, error: LettaError, renderer: Renderer, replies: Replies) -> float | None:
+    async def _broken(self, error: LettaError) -> float | None:
         """The call failed: what is unknown is looked up, what is known is acted upon."""
         named = bool(self._turn.run_id)  # a run without a name has to be found before it can be cancelled
         if error.kind is Kind.TIMEOUT and named and self._probing:
@@ -399,11 +344,12 @@ class TurnRun:
             return await self._failed(error)
         if self.stop.is_set() and named:
             await self._cancel_run()
-            return await self._close_stopped(replies, renderer.speeches)
+            return await self._close_stopped()
         extra = {"action": "turn_interrupted", "turn": self._turn.turn_id, "why": str(error)}
         log.warning("turn interrupted", extra=extra)
-        await self._reread()
-        return await self.recover()
+        if self._resumed:  # it breaks again and again: not at once, and not for ever
+            return await self._look_later(error.detail)
+        return await self.recover(error)
 
     async def _failed(self, error: LettaError) -> float | None:
         """Proven not delivered: wait, try again, or give up, as the table of sentences says."""
@@ -411,7 +357,7 @@ class TurnRun:
         extra = {"action": "turn_failed", "turn": turn.turn_id, "fate": fate.value, "why": str(error)}
         log.warning("turn failed", extra=extra)
         if self.stop.is_set():
-            return await self._close_stopped(None, [])
+            return await self._close_stopped()
         if fate is Fate.WAIT:
             return await self._wait(error)
         if error.kind is Kind.CONVERSATION_GONE:
@@ -420,7 +366,8 @@ class TurnRun:
             )
         if fate is Fate.RETRY and turn.failures + 1 < self._c.settings.attempts:
             delay = error.retry_after or min(60.0, 0.5 * 2**turn.failures)
-            return await self._requeue(delay, turn.wait_reason, failed=True)
+            reason = "" if turn.wait_reason == _ORPHAN else turn.wait_reason
+            return await self._requeue(delay, reason, failed=True)
         return await self._give_up(error.kind, error.detail)
 
     async def _wait(self, error: LettaError) -> float | None:
@@ -434,6 +381,9 @@ class TurnRun:
     async def _cannot_ask(self, error: LettaError) -> float | None:
         """Letta cannot say what became of the turn: it stays ``running`` and is asked about again."""
         turn, kind = self._turn, error.kind
+        if self.stop.is_set():
+            self.unsure = True
+            return await self._close_stopped()
         if kind in (Kind.AGENT_GONE, Kind.CONVERSATION_GONE):
             await self._uncertain(error.detail)
             return None
@@ -447,51 +397,6 @@ class TurnRun:
             return None
         return self._c.outage.pause(turn.agent_id)
 
-    async def _note_wait(self, reason: str) -> None:
-        turn_id = self._turn.turn_id
-        await self._c.lanes.write(self._fence, lambda conn: self._c.turns.note_wait(conn, turn_id, reason))
-        await self._reread()
-
-    async def _requeue(self, delay: float, reason: str, *, failed: bool) -> float | None:
-        """Back to the queue, as its head; the row says when it is tried again."""
-        turn_id = self._turn.turn_id
-        await self._c.lanes.write(
-            self._fence,
-            lambda conn: self._c.turns.requeue(conn, turn_id, delay=delay, reason=reason, failed=failed),
-        )
-        return None
-
-    async def _give_up(self, kind: Kind, detail: str = "") -> float | None:
-        minutes = max(1, round(self._c.settings.timeout / 60))
-        words = f"{minutes} minutes" if minutes > 1 else "a minute"
-        sentence = errors.TROUBLES[kind].sentence.format(minutes=words)
-        await self._tell_and_close(sentence, kind.value, detail or kind.value)
-        return None
-
-    async def _tell_and_close(self, sentence: str, kind: str, detail: str) -> None:
-        messages = await self._c.turns.messages(self._turn.turn_id)
-        rows: list[Outgoing] = []
-        if messages:
-            replies = self._replies(messages)
-            rows = [*await self._broken_off(replies), replies.about(kind, sentence)]
-        await self._close("dead", detail, rows)
-
-    async def _broken_off(self, replies: Replies) -> list[Outgoing]:
-        """Close what was shown of an answer that will not go on; what only an earlier owner showed, too."""
-        rows: list[Outgoing] = []
-        for speech in self._speeches:
-            rows += await self._final(replies, speech, "" if speech.complete else _BROKEN_MARK)
-        index = len(self._speeches)
-        while (text := await self._c.outbox.text_of(replies.first_txn(index))) is not None:
-            if text.endswith(LIVE_MARK):
-                shown = Speech(index, "", [text.removesuffix(LIVE_MARK)])
-                rows += replies.final(shown, _BROKEN_MARK, opened=True)
-            index += 1
-        return rows
-
-    async def _reread(self) -> None:
-        turn = await self._c.turns.get(self._turn.turn_id)
-        assert turn is not None
-        self._turn = turn
-        if turn.stop_by:
-            self.stop.set()
+    async def give_up(self) -> None:
+        """Something unexpected went wrong with this turn again and again: say so, and let others pass."""
+        await self._give_up(Kind.INTERNAL, "unexpected error; see the log")

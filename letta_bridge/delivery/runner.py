@@ -4,18 +4,20 @@ import asyncio
 import contextlib
 import logging
 
-from ..db.database import Connection
+from ..db.database import DATABASE_ERRORS, Connection
 from ..db.stops import StopRequest
 from ..db.turns import TurnRow
 from ..errors import stopped
 from ..ids import MAIN_CONVERSATION, MXID, AgentID, ConversationID, RoomID, TurnID
-from ..lanes import Fence
+from ..lanes import Fence, FencedError
 from ..letta.errors import Kind, LettaError
 from .context import TurnContext
 from .outgoing import ReplyTarget, Voice, notice
 from .run import TurnRun
 
 log = logging.getLogger(__name__)
+
+_LONGEST_PAUSE = 30.0
 
 
 class Runner:
@@ -25,6 +27,8 @@ class Runner:
         self._c = context
         self._stops: dict[TurnID, asyncio.Event] = {}
         self._unsure: set[tuple[AgentID, RoomID]] = set()
+        self._finished: set[tuple[AgentID, RoomID]] = set()
+        self._strikes: dict[TurnID, int] = {}
         context.lanes.on_signal("stop", self._stop_signal)
 
     def _stop_signal(self, text: str) -> None:
@@ -36,9 +40,11 @@ class Runner:
         """Work through the agent's turns until there is nothing to do now."""
         agent_id = AgentID(fence.lane.partition(":")[2])
         while not self._c.lanes.closing:
-            for stop in await self._c.stops.waiting(agent_id):
-                await self._serve_stop(fence, stop)
             turn = await self._c.turns.head(fence.lane)
+            for stop in await self._c.stops.waiting(agent_id):
+                if not (stop.stopped and turn is not None and turn.stop_by and turn.room_id == stop.room_id):
+                    await self._serve_stop(fence, stop)
+                # else: the run that it stops is still to be dealt with
             if turn is None:
                 return None
             if turn.wait > 0:
@@ -58,11 +64,28 @@ class Runner:
         run = TurnRun(self._c, fence, turn, puppet)
         self._stops[turn.turn_id] = run.stop
         try:
-            return await (run.start() if turn.state == "queued" else run.recover())
+            pause = await (run.start() if turn.state == "queued" else run.recover())
+            self._strikes.pop(turn.turn_id, None)
+            return pause
+        except (FencedError, *DATABASE_ERRORS):
+            raise
+        except Exception:  # the boundary that keeps one turn from holding up its agent for ever
+            log.exception("unexpected error in a turn", extra={"action": "turn_error", "turn": turn.turn_id})
+            return await self._strike(run, turn)
         finally:
             del self._stops[turn.turn_id]
             if run.unsure and run.stop.is_set():
                 self._unsure.add((turn.agent_id, turn.room_id))
+            if run.finished:
+                self._finished.add((turn.agent_id, turn.room_id))
+
+    async def _strike(self, run: TurnRun, turn: TurnRow) -> float | None:
+        strikes = self._strikes[turn.turn_id] = self._strikes.get(turn.turn_id, 0) + 1
+        if strikes < self._c.settings.attempts:
+            return float(min(_LONGEST_PAUSE, 0.5 * 2**strikes))
+        del self._strikes[turn.turn_id]
+        await run.give_up()
+        return None
 
     async def _drop(self, fence: Fence, turn: TurnRow) -> None:
         log.error("turn of an unknown agent", extra={"action": "turn_orphan", "turn": turn.turn_id})
@@ -89,10 +112,22 @@ class Runner:
         except LettaError as error:
             deaf = True
             log.warning("approval not denied", extra={"action": "deny_failed", "why": str(error)})
+        except DATABASE_ERRORS:
+            raise
+        except Exception:  # a boundary: a stop is served once, whatever is wrong with asking Letta
+            deaf = True
+            log.exception("approval not denied", extra={"action": "deny_error"})
 
         where = (stop.agent_id, stop.room_id)
-        unsure = where in self._unsure
-        sentence = stopped(run=stop.stopped > 0, denied=denied, withdrawn=stop.withdrawn > 0, unsure=unsure, deaf=deaf)
+        unsure, finished = where in self._unsure, where in self._finished
+        sentence = stopped(
+            run=stop.stopped > 0,
+            denied=denied,
+            withdrawn=stop.withdrawn > 0,
+            unsure=unsure,
+            deaf=deaf,
+            finished=finished,
+        )
 
         async def work(conn: Connection) -> None:
             await self._c.stops.served(conn, stop)
@@ -109,6 +144,7 @@ class Runner:
 
         await self._c.lanes.write(fence, work)
         self._unsure.discard(where)
+        self._finished.discard(where)
         self._c.lanes.wake(f"send:{stop.room_id}")
 
     async def _known_conversation(self, agent_id: AgentID, room_id: RoomID) -> ConversationID | None:

@@ -27,8 +27,8 @@ _MEMORY_WITH_DEVICE = 20 * 3600.0
 _MEMORY_WITHOUT_DEVICE = 25 * 60.0
 """Without a device it keeps them 30 to 60 minutes, in memory."""
 _LONGEST_BACK_OFF = 60.0
-_MOST_500S = 30
-"""An event to which the homeserver answers "internal error" for about half an hour is the cause of it."""
+_MOST_TRIES = 30
+"""An event that is refused in an odd way for about half an hour is the cause of it."""
 _LOOK_PAGES = 10
 _CONFIRM_POLL = 1.0
 
@@ -147,7 +147,7 @@ class Sender:
         if error.unknown_device and row.attempts < 3:
             await self._renew_device(row.sender, intent)
             delay = 0.1
-        elif error.passing and not (error.status == 500 and row.attempts >= _MOST_500S):
+        elif error.passing and not (_is_about_the_event(error) and row.attempts >= _MOST_TRIES):
             if row.attempts == 0:
                 log.warning(
                     "homeserver does not take an event, trying on",
@@ -206,3 +206,8 @@ class Sender:
         future = self._waiting.get(txn_id)
         if future is not None and not future.done():
             future.set_result(event_id)
+
+
+def _is_about_the_event(error: HomeserverError) -> bool:
+    """Whether an answer that may pass can also mean this one event: "internal error", or a proxy's own refusal."""
+    return error.status == 500 or (400 <= error.status < 500 and error.status not in (401, 408, 429))

@@ -142,7 +142,7 @@ def _message(event: EventView, room: RoomView, grant: Grant) -> Decision:
         return _ignore("notices never start anything")
     if event.relation.replaces:
         return Decision(Action.EDIT, "edit", target=event.relation.replaces, puppets=room.puppets[:1])
-    if kind in _TEXTS and event.text.strip().split(maxsplit=1)[:1] == [STOP_WORD]:
+    if room.puppets and kind in _TEXTS and event.text.strip().split(maxsplit=1)[:1] == [STOP_WORD]:
         return _stop(event, room, grant, "")
     if not room.puppets:
         if len(room.people) <= 1 and kind in _TEXTS:

@@ -27,6 +27,13 @@ async def world(tmp_path: Path, database_uri: str) -> AsyncIterator[CrashWorld]:
 
 
 @pytest_asyncio.fixture
+async def postgres_world(tmp_path: Path, postgres_url: str) -> AsyncIterator[CrashWorld]:
+    """The same on PostgreSQL alone."""
+    async with crash_world(tmp_path, postgres_url) as made:
+        yield made
+
+
+@pytest_asyncio.fixture
 async def sqlite_world(tmp_path: Path) -> AsyncIterator[CrashWorld]:
     """The same on SQLite alone, for what does not depend on the database."""
     async with crash_world(tmp_path, "sqlite:bridge.db") as made:

@@ -146,12 +146,18 @@ class CrashWorld:
         try:
             await self.hs.wait_until(all_there, seconds, "an answer to every message")
         except AssertionError as late:
-            seen = "\n".join(map(str, person.messages(room)))
-            tail = self.child.log_tail(30) if self.child else ""
-            raise AssertionError(f"{late}\n{seen}\nturns: {self.letta.turns(agent)}\n{tail}") from late
+            raise AssertionError(f"{late}\n{self.report(person, room, agent)}") from late
         for text in texts:
             found = self.answers(person, room, agent, text)
             assert len(found) == 1, f"{text!r} was answered {len(found)} times: {[str(one) for one in found]}"
+
+    def report(self, person: Person, room: str, agent: str) -> str:
+        """What happened, for a failed wait."""
+        pushes = [(t.txn_id, t.attempt, t.status, [e["type"] for e in t.events]) for t in self.hs.transactions[-10:]]
+        requests = [f"{r.status} {r.method} {r.path} {r.user_id}" for r in self.hs.requests[-20:]]
+        parts = [*map(str, person.messages(room)), "turns:", *map(str, self.letta.turns(agent)), "pushes:"]
+        parts += [*map(str, pushes), "requests:", *requests, self.child.log_tail(30) if self.child else ""]
+        return "\n".join(parts)
 
     def answers(self, person: Person, room: str, agent: str, text: str) -> list[Rendered]:
         """The visible messages of the agent that answer ``text``."""

@@ -182,3 +182,17 @@ async def test_killed_while_agents_are_set_up(world: CrashWorld) -> None:
 
     await world.hs.wait_until(complete, 20, "every agent with its portal in the space")
     assert len(rooms) == len(agents) + 1, [room.content("m.room.name") for room in rooms.values()]
+
+
+async def test_killed_while_the_database_is_made(world: CrashWorld) -> None:
+    agent = world.letta.add_agent("Scout")
+    alice = await world.hs.person("alice")
+    for wait in (0.0, 0.005, 0.01, 0.02):  # after the first sign of the process; nobody sees the migration itself
+        world.log.unlink(missing_ok=True)
+        world.child = world.spawn()
+        await until(lambda: (world.folder / "bridge.db.lock").exists() or "listening" in world.log.read_text())
+        await asyncio.sleep(wait)
+        world.kill()
+        (world.folder / "bridge.db.lock").unlink(missing_ok=True)
+    await world.start()
+    await world.dm(alice, agent, "hello")

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from letta_bridge.testing.stack.postgres import LocalPostgres
 from letta_bridge.testing.stack.process import free_port
 
 from ..integration.world import until
@@ -53,16 +54,15 @@ async def test_sigterm_when_idle_or_still_starting(sqlite_world: CrashWorld) -> 
     await world.hs.start()
 
 
-async def test_sigterm_while_the_database_is_away(world: CrashWorld, request: pytest.FixtureRequest) -> None:
-    if "postgres" not in world.database:
-        pytest.skip("SQLite does not go away")
-    postgres = request.getfixturevalue("postgres_server")
+@pytest.mark.postgres
+async def test_sigterm_while_the_database_is_away(postgres_world: CrashWorld, postgres_server: LocalPostgres) -> None:
+    world = postgres_world
     await world.start()
     name = world.database.rpartition("/")[2]
-    await postgres.run_sql(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
-    await postgres.run_sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
-    await world.terminate(20)
-    await postgres.run_sql(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
+    await postgres_server.run_sql(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
+    await postgres_server.run_sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    assert await world.terminate() == 0
+    await postgres_server.run_sql(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
     await world.start()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from letta_bridge.testing.fake_homeserver import Person
 from letta_bridge.testing.stack.postgres import LocalPostgres
 
 from .intake_kit import Scene, event_of, heard, scene
-from .world import World, until
+from .world import World, a_world, until
 
 TRANSACTIONS = "/_matrix/app/v1/transactions/"
 
@@ -176,10 +177,13 @@ async def test_full_disk_is_a_500_and_the_retry_is_taken(sqlite_world: World) ->
 
 @pytest.mark.postgres
 async def test_a_database_that_goes_away_is_a_500_and_work_goes_on_when_it_is_back(
-    world: World, postgres_server: LocalPostgres, request: pytest.FixtureRequest
+    tmp_path: Path, postgres_url: str, postgres_server: LocalPostgres
 ) -> None:
-    if "postgres" not in world.database:
-        pytest.skip("SQLite does not go away")
+    async with a_world(tmp_path, postgres_url) as world:
+        await _away_and_back(world, postgres_server)
+
+
+async def _away_and_back(world: World, postgres_server: LocalPostgres) -> None:
     at = await scene(world)
     name = world.database.rpartition("/")[2]
     await postgres_server.run_sql(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")

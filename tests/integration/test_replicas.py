@@ -97,7 +97,14 @@ async def test_a_wake_and_a_signal_reach_the_other_replica_at_commit(two: tuple[
     slow = {"lease": 60.0, "beat": 20.0}
     sender, receiver = Lanes(two[0], "one", **slow), Lanes(two[1], "two", **slow)
     receiver.on_signal("stop", heard.append)
-    async with running(two[0], nothing, lanes=sender), running(two[1], working(log, "two"), lanes=receiver):
+
+    async def once(_: Fence) -> None:
+        log.append("two")
+
+    async with running(two[1], once, lanes=receiver), running(two[0], nothing, lanes=sender):
+        receiver.wake(LANE)  # the lane is its own from now on
+        await until(lambda: log and LANE not in receiver._entries)
+        log.clear()
 
         async def work(conn: Connection) -> None:
             await sender.announce(conn, LANE)

@@ -131,23 +131,6 @@ async def test_replicas_that_start_together_migrate_once(tmp_path: Path, postgre
             await db.close()
 
 
-async def test_a_migration_that_is_cut_off_is_begun_again(tmp_path: Path, database_uri: str) -> None:
-    """As after a kill in the middle: nothing of an unfinished migration is there."""
-    cut_off = 0
-    for milliseconds in (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 30_000):
-        db = Database(database_uri, tmp_path)
-        try:
-            async with asyncio.timeout(milliseconds / 1000):
-                await db.open()
-            assert await tables(db) == TABLES
-            break
-        except TimeoutError:
-            cut_off += 1
-        finally:
-            await db.close()
-    assert cut_off, "never cut off: use shorter times"
-
-
 @pytest.mark.parametrize(
     "statement",
     [
