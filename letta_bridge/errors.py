@@ -111,8 +111,8 @@ SAID_NOTHING = "(I finished without saying anything.)"
 STOPPED_EARLY = "(My answer ended early: {reason}.)"
 
 MAY_NOT_TALK = (
-    "You are not allowed to talk to this agent. Your message was not delivered, nor will others be. An administrator of the bridge can "
-    "allow {who} in its configuration (permissions)."
+    "You are not allowed to talk to this agent. Your message was not delivered, nor will others be. An administrator "
+    "of the bridge can allow {who} in its configuration (permissions)."
 )
 MAY_NOT_INVITE = (
     "You are not allowed to talk to the agents of this bridge, so I am leaving. An administrator of the bridge can "

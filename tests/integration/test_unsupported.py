@@ -52,7 +52,7 @@ async def test_each_kind_is_named_once_and_never_reaches_letta(
     await alice.send(room, "just words")
     await alice.wait_message(room, sender=world.puppet(agent), text=re.compile("just words"))
     [said] = notices(alice, room)
-    assert said.body == f"I cannot receive {name} yet. What you sent was not delivered to me."
+    assert said.body == f"I cannot receive {name} yet. What you sent was not delivered to me, nor will others be."
     assert len(world.letta.turns(agent)) == 1
 
 
@@ -64,7 +64,10 @@ async def test_each_kind_and_each_room_has_its_own_notice(world: World) -> None:
     for room in rooms:
         for _, kind, content in THINGS[:3]:
             await alice.send_event(room, kind, content)
-    wanted = [f"I cannot receive {name} yet. What you sent was not delivered to me." for name, *_ in THINGS[:3]]
+    wanted = [
+        f"I cannot receive {name} yet. What you sent was not delivered to me, nor will others be."
+        for name, *_ in THINGS[:3]
+    ]
     for room in rooms:
         await alice.wait_message(room, text=wanted[-1])
         assert [said.body for said in notices(alice, room)] == wanted
