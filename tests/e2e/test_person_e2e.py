@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from urllib.parse import quote
 
 import pytest
 
@@ -129,5 +130,8 @@ async def test_bot_helps_and_lists_agents_with_links(world: World) -> None:
     html = answer.html or ""
     assert f'href="https://matrix.to/#/{world.puppet(agent)}"' in html
     assert ">Dora *the* explorer</a>" in html
-    assert f'href="https://matrix.to/#/{portal}"' in html
+    alias = "#" + world.puppet(agent)[1:]
+    assert f'href="https://matrix.to/#/{quote(alias, safe=":")}"' in html
+    resolved = await host.client.room_resolve_alias(alias)
+    assert resolved.room_id == portal
     assert answer.msgtype == "m.notice"
