@@ -103,6 +103,16 @@ async def test_port_in_use(sqlite_world: CrashWorld) -> None:
     assert "Traceback" not in said
 
 
+async def test_address_that_is_not_this_machines(sqlite_world: CrashWorld) -> None:
+    world = sqlite_world
+    config = world.config()
+    config["appservice"]["host"] = "203.0.113.5"  # an address for documentation: nobody has it
+    code, said = await world.ended(world.spawn(config=json.dumps(config)))
+    assert code == 20
+    assert f"cannot listen on 203.0.113.5:{world.port}: this machine has no such address" in said
+    assert "Traceback" not in said
+
+
 async def test_homeserver_that_is_not_there_at_the_start_is_waited_for(sqlite_world: CrashWorld) -> None:
     world = sqlite_world
     agent = world.letta.add_agent("Scout")
