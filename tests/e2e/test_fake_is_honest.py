@@ -18,7 +18,7 @@ from . import honesty_accounts as accounts
 from . import honesty_rooms as rooms
 from .honesty_kit import Inbox, Script
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.full]
 
 SCRIPTS = [
     accounts.who_is_who,

@@ -21,7 +21,7 @@ NOBODY = "agent-00000000-0000-4000-8000-000000000000"
 SDK = {"X-Stainless-Package-Version": "1.12.1"}
 
 
-@pytest.fixture(params=["fake", "fake with Redis", pytest.param("real", marks=pytest.mark.letta)])
+@pytest.fixture(params=["fake", "fake with Redis", pytest.param("real", marks=[pytest.mark.letta, pytest.mark.full])])
 def which(request: pytest.FixtureRequest) -> tuple[str, str]:
     """The kind of server, and the URL of the real one."""
     url = request.getfixturevalue("letta_server").url if request.param == "real" else ""

@@ -79,7 +79,7 @@ async def _baseline(path: Path, flavour: Any) -> int:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("flavour", ["synapse", "tuwunel"])
+@pytest.mark.parametrize("flavour", ["synapse", pytest.param("tuwunel", marks=pytest.mark.full)])
 @pytest.mark.parametrize("point", ["request lost", "answer lost", "write lost", "after write"])
 async def test_killed_at_every_step(tmp_path: Path, point: Point, flavour: Any) -> None:
     quiet = await _baseline(tmp_path / "baseline.db", flavour)
