@@ -40,7 +40,7 @@ from letta_bridge.letta.v1 import V1Backend
 
 URL = ""
 MODEL = os.environ.get("LETTA_BRIDGE_TEST_LETTA_MODEL", "openai-proxy/gpt-4o")
-pytestmark = pytest.mark.letta
+pytestmark = [pytest.mark.letta, pytest.mark.full]
 
 
 @pytest.fixture(autouse=True)
