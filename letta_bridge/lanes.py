@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import asyncpg
 
+from . import faults
 from .db.database import Connection, Database, DatabaseInUseError
 
 log = logging.getLogger(__name__)
@@ -150,6 +151,7 @@ class Lanes:
     async def stop(self, drain: float) -> None:
         """Stop taking work, let what runs come to its end for up to ``drain`` seconds, give the lanes back."""
         self._closing = True
+        faults.reach("drain.begun")
         for entry in self._entries.values():
             if entry.timer:
                 entry.timer.cancel()
@@ -157,6 +159,7 @@ class Lanes:
         await self._drain(drain, [name for name in self._entries if _prefix(name) not in self._last])
         await self._drain(_FLUSH, [name for name in self._entries if _prefix(name) in self._last])
         self._closed = True
+        faults.reach("drain.ended")
         await _end(self._beats)
         if self._listener is not None:
             with contextlib.suppress(Exception):  # closing; the server drops it anyway
@@ -303,6 +306,7 @@ class Lanes:
         epoch = await self._db.write(claim)
         if epoch is not None:
             self._held[lane] = epoch
+            faults.reach("lane.claimed")
         return epoch
 
     # -- heartbeat, take-over and the net

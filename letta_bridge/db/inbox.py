@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .. import faults
 from ..ids import MXID, EventID, RoomID
 from .database import Connection, Database, clean
 
@@ -107,6 +108,7 @@ class Inbox:
             lanes = "\n".join(f"room:{room}" for room in rooms)
             if lanes:
                 await self._db.notify(conn, lanes if len(lanes.encode()) < _NOTIFY_MOST else "*")
+            faults.reach("intake.stored")
             return rooms
 
         return await self._db.write(work)

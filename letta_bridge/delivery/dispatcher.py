@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from .. import errors
+from .. import errors, faults
 from ..commands.bot import BotCommands
 from ..db.agents import AgentRow, Agents
 from ..db.database import DATABASE_ERRORS, Connection
@@ -281,7 +281,9 @@ class Dispatcher:
             waits = decision.action in (Action.ANSWER, Action.STOP, Action.COMMAND, Action.NOTICE, Action.EDIT)
             await self._inbox.settle(conn, event.seq, "dispatched" if waits else "skipped", reason)
 
+        faults.reach("dispatch.decided")
         await self._lanes.write(fence, work)
+        faults.reach("dispatch.written")
         for agent_id in {puppet.agent_id for puppet in decision.puppets}:
             self._lanes.wake(f"agent:{agent_id}")
         for turn_id in to_stop:

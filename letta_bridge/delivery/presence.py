@@ -7,6 +7,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+from .. import faults
 from ..ids import MXID, EventID, RoomID
 from ..matrix.homeserver import Homeserver, HomeserverError
 
@@ -33,7 +34,12 @@ class Presence:
 
     def read(self, puppet: MXID, room_id: RoomID, event_id: EventID) -> None:
         """The puppet has read up to ``event_id``."""
-        self._spawn(self._homeserver.intent(puppet).read_receipt(room_id, event_id))
+        self._spawn(self._receipt(puppet, room_id, event_id))
+
+    async def _receipt(self, puppet: MXID, room_id: RoomID, event_id: EventID) -> None:
+        faults.reach("receipt.before")
+        await self._homeserver.intent(puppet).read_receipt(room_id, event_id)
+        faults.reach("receipt.after")
 
     def expect_typing(self, puppet: MXID, room_id: RoomID) -> None:
         """Start the clock of the typing notice."""

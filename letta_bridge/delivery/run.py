@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
-from .. import errors
+from .. import errors, faults
 from ..db.database import Connection
 from ..db.outbox import Outgoing
 from ..db.turns import TurnMessage
@@ -68,6 +68,7 @@ class TurnRun(TurnWork):
         if not messages:  # stopped or withdrawn at the last moment
             await self._close("cancelled", "withdrawn")
             return None
+        faults.reach("turn.begun")
         await self._reread()
         prompts = [Prompt(message.otid, message.text) for message in messages]
         stream = self._c.backend.send(turn.agent_id, conversation, prompts, deadline=self._c.settings.timeout)
@@ -227,9 +228,11 @@ class TurnRun(TurnWork):
                 if self.stop.is_set() and self._turn.run_id:
                     await self._cancel_run()
                     return
+                # what is due is shown although more arrives all the time; a run that is to be stopped and has no name
+                # yet is cancelled once it has one
+                if not self.stop.is_set() and self._patience(renderer) == 0.0:
+                    await self._show(renderer, replies)
                 if not arrived:
-                    if not self.stop.is_set():  # a run that has no name yet is cancelled once it has one
-                        await self._show(renderer, replies)
                     continue
                 event = reader.take()
                 if event is None:
@@ -237,7 +240,10 @@ class TurnRun(TurnWork):
                 if isinstance(event, RunStarted):
                     renderer.accepted(time.monotonic())
                     await self._accepted(event.run_id, replies)
-                elif (completed := renderer.feed(event)) and renderer.ended is None:
+                    continue
+                completed = renderer.feed(event)
+                faults.reach("turn.chunk")
+                if completed and renderer.ended is None:
                     await self._add(await self._final(replies, completed))
         finally:
             stopping.cancel()
@@ -257,8 +263,10 @@ class TurnRun(TurnWork):
             # while a run that Letta may have forgotten is tried, nothing is over yet
             return [] if self._probing else await self._c.troubles.over(conn, turn, self._puppet)
 
+        faults.reach("turn.named")
         for room_id in await self._c.lanes.write(self._fence, work):
             self._c.lanes.wake(f"send:{room_id}")
+        faults.reach("turn.accepted")
         await self._reread()
         self._c.presence.read(self._puppet, turn.room_id, replies.last_event)
         self._c.presence.expect_typing(self._puppet, turn.room_id)
@@ -312,6 +320,7 @@ class TurnRun(TurnWork):
 
     async def _finish(self, renderer: Renderer, replies: Replies) -> None:
         turn = self._turn
+        faults.reach("turn.ended")
         rows: list[Outgoing] = []
         for speech in renderer.speeches:
             rows += await self._final(replies, speech)
@@ -327,7 +336,9 @@ class TurnRun(TurnWork):
                 await self._c.lanes.announce(conn, f"send:{room_id}")
             return rooms
 
-        for room_id in [*await self._c.lanes.write(self._fence, work), turn.room_id]:
+        told = await self._c.lanes.write(self._fence, work)
+        faults.reach("turn.replied")
+        for room_id in [*told, turn.room_id]:
             self._c.lanes.wake(f"send:{room_id}")
 
     # -- trouble

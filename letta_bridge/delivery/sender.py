@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from .. import errors
+from .. import errors, faults
 from ..db.agents import Agents
 from ..db.database import Connection
 from ..db.outbox import Outbox, OutboxRow
@@ -81,6 +81,7 @@ class Sender:
         loop = asyncio.get_running_loop()
         if loop.time() < self._no_edits_before.get((sender, room_id), 0.0):
             return False
+        faults.reach("edit.before")
         try:
             async with asyncio.timeout(10):
                 await (await self._intent(sender)).send(room_id, "m.room.message", content, txn_id)
@@ -89,6 +90,7 @@ class Sender:
             self._no_edits_before[(sender, room_id)] = loop.time() + pause
             log.debug("live edit shed", extra={"action": "edit_shed", "room": room_id, "why": str(error)})
             return False
+        faults.reach("edit.after")
         return True
 
     # -- one event
@@ -108,11 +110,14 @@ class Sender:
                 return
             content["m.relates_to"] = {"rel_type": "m.replace", "event_id": target}
         intent = await self._intent(row.sender)
+        faults.reach("send.before")
         try:
             event_id = await self._found(intent, row) or await intent.send(row.room_id, row.type, content, row.txn_id)
         except HomeserverError as error:
             await self._failed(fence, row, intent, error)
             return
+
+        faults.reach("send.after")
 
         async def work(conn: Connection) -> None:
             await self._outbox.sent(conn, row.seq, event_id)
@@ -120,6 +125,7 @@ class Sender:
                 await self._turns.close_delivered(conn, row.turn_id)
 
         await self._lanes.write(fence, work)
+        faults.reach("send.recorded")
         self._resolve(row.txn_id, event_id)
 
     async def _found(self, intent: Intent, row: OutboxRow) -> EventID | None:

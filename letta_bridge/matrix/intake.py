@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from .. import faults
 from ..db.inbox import ECHO, Arrival, arrival
 from ..ids import MXID, RoomID
 from .salvage import salvage
@@ -94,14 +95,17 @@ class Intake:
         if self._refusing:
             return _error(503, "M_UNKNOWN", "shutting down")
         events = await _parsed(request, _events)
+        faults.reach("intake.read")
         try:
             arrivals = await _arrivals(events)
             rooms = await self._record([self._echo(one) for one in arrivals])
         except Exception:  # whatever the store says, the homeserver must keep the batch
             log.exception("transaction not stored", extra={"action": "intake_failed", "events": len(events)})
             return _error(500, "M_UNKNOWN", "not stored, send again")
+        faults.reach("intake.committed")
         for room in rooms:
             self._wake(room)
+        faults.reach("intake.woken")
         return web.json_response({})
 
     def _echo(self, one: Arrival) -> Arrival:
