@@ -6,12 +6,14 @@ BIN := .cache/venv/bin
 INSTALL = $(PY) -m letta_bridge.testing.stack.install
 
 .DEFAULT_GOAL := help
-.PHONY: help python demo test test-full lint format clean
+.PHONY: help python demo test test-full soak bench lint format clean
 
 help:
 	@echo "make demo       a homeserver, a real Letta, three agents and the bridge, on this machine"
 	@echo "make test       the whole test suite, with the checks of make lint"
 	@echo "make test-full  the same, and what is doubled for completeness"
+	@echo "make soak       200 kills over 2,000 messages on both databases, about 5 minutes; SOAK=\"--seed 42\" repeats one"
+	@echo "make bench      how fast it is, beside a bare appservice; BENCH=\"--quick latency\" for a first impression"
 	@echo "make lint       style and types"
 	@echo "make format     put the code into its style"
 	@echo "make clean      remove everything that these commands made"
@@ -35,6 +37,14 @@ test-full: python
 	@$(INSTALL) testing synapse postgres letta?
 	@$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest
+
+soak: python
+	@$(INSTALL) testing postgres
+	$(BIN)/python -m tests.crash.soak $(SOAK)
+
+bench: python
+	@$(INSTALL) testing synapse postgres
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: python
 	@$(INSTALL) testing

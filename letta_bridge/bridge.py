@@ -1,9 +1,11 @@
 """LettaBridge: builds the parts, and the order in which they start and stop. No logic of its own."""
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Awaitable
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -11,14 +13,14 @@ from .cli.exitcodes import Exit
 from .commands.bot import BotCommands
 from .config import Config
 from .db.agents import Agents
-from .db.database import Connection, Database, DatabaseError, DatabaseInUseError
+from .db.database import DATABASE_ERRORS, Connection, Database, DatabaseError, DatabaseInUseError
 from .db.inbox import Inbox
 from .db.memory import Conversations, Settings, Told
 from .db.outbox import Outbox
 from .db.rooms import Rooms
 from .db.stops import Stops
 from .db.turns import Turns
-from .delivery.context import TurnContext, TurnSettings
+from .delivery.context import RoomContext, TurnContext, TurnSettings
 from .delivery.dispatcher import Dispatcher
 from .delivery.entry import RoomEntry
 from .delivery.presence import Presence
@@ -29,12 +31,19 @@ from .ids import MXID, RoomID
 from .lanes import Lanes
 from .letta.backend import Backend
 from .letta.v1 import V1Backend
+from .letta.watched import WatchedBackend
 from .matrix.homeserver import Homeserver
 from .matrix.intake import Intake
 from .matrix.ping import Pinger
+from .matrix.server import AppserviceRunner
 from .mirror.directory import LANE as MIRROR_LANE
 from .mirror.directory import Directory
 from .mirror.settings import MirrorSettings
+from .sight import BLIND, Sight
+from .web.health import Health
+
+if TYPE_CHECKING:
+    from .web.metrics import MetricsServer
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +52,8 @@ _GAP_AFTER = 60.0
 _KEEP_BODIES = 30 * 86400.0
 _PRUNE_EVERY = 6 * 3600.0
 _SETTLE = 10.0
+_ASK_SECONDS = 2.0
+_STORE_SECONDS = 2.0
 
 
 class LettaBridge:
@@ -57,7 +68,9 @@ class LettaBridge:
     def __init__(self, config: Config, backend: Backend | None = None, turns: TurnSettings | None = None) -> None:
         self._config = config
         self._turn_settings = turns or turn_settings(config)
-        self.db = Database(config.database.uri, config.base)
+        self._metrics = _metrics(config)
+        self._sight: Sight = BLIND if self._metrics is None else self._metrics.meters
+        self.db = Database(config.database.uri, config.base, self._sight)
         self.inbox = Inbox(self.db)
         self.outbox = Outbox(self.db)
         self.turns = Turns(self.db)
@@ -75,21 +88,28 @@ class LettaBridge:
     def _build(self) -> None:
         """Everything that needs an event loop."""
         config = self._config
-        self.lanes = Lanes(self.db, config.database.replica, lease=config.database.lease_s, beat=config.database.beat_s)
+        replica, sight = config.database.replica, self._sight
+        self.health = Health(self.db, replica)
+        self.lanes = Lanes(self.db, replica, lease=config.database.lease_s, beat=config.database.beat_s, sight=sight)
         self.homeserver = Homeserver(
-            config.homeserver.url, config.homeserver.domain, config.appservice.as_token, MXID(config.bot_mxid)
+            config.homeserver.url,
+            config.homeserver.domain,
+            config.appservice.as_token,
+            MXID(config.bot_mxid),
+            sight=sight,
         )
         if self._backend is None:
             self._backend = V1Backend(
                 config.letta.url, config.letta.api_key, request_timeout=config.letta.request_timeout
             )
+        backend = WatchedBackend(self._backend, sight, self.health.letta)
         self.directory = Directory(
             self.db,
             self.agents,
             self.rooms,
             self._settings,
             self.homeserver,
-            self._backend,
+            backend,
             _mirror_settings(config),
             self.lanes,
             None,
@@ -100,36 +120,40 @@ class LettaBridge:
             wake=self._wake_room,
             user_exists=self._user_exists,
             is_ours=self.directory.is_ours,
-            ready=lambda: self.ready,
+            health=self.health.report,
+            serving=lambda: self._started and self.lanes.alive,
+            store_seconds=max(config.database.lease_s, _STORE_SECONDS),
             body_limit=config.appservice.body_limit_mib * 1024 * 1024,
+            sight=sight,
         )
         self.pinger = Pinger(
-            self.homeserver, self.intake, config.appservice.id, config.appservice.ping_interval, self._alive
+            self.homeserver,
+            self.intake,
+            config.appservice.id,
+            config.appservice.ping_interval,
+            self._alive,
+            self.health.pinged,
         )
-        self._build_delivery(self._backend)
+        self._build_delivery(backend)
         self._built = True
 
     def _build_delivery(self, backend: Backend) -> None:
         config = self._config
-        permissions = config.permission_table()
         self.presence = Presence(self.homeserver)
-        sender = Sender(self.homeserver, self.outbox, self.turns, self.agents, self.lanes, self.homeserver.bot_mxid)
-        entry = RoomEntry(
-            homeserver=self.homeserver,
-            directory=self.directory,
-            permissions=permissions,
-            agents=self.agents,
-            inbox=self.inbox,
-            outbox=self.outbox,
-            rooms=self.rooms,
-            told=self._told,
-            lanes=self.lanes,
-            catchup_limit=config.limits.catchup_events,
+        sender = Sender(
+            self.homeserver,
+            self.outbox,
+            self.turns,
+            self.agents,
+            self.lanes,
+            self.homeserver.bot_mxid,
+            self._sight,
         )
-        dispatcher = Dispatcher(
+        rooms = RoomContext(
+            db=self.db,
             homeserver=self.homeserver,
             directory=self.directory,
-            permissions=permissions,
+            permissions=config.permission_table(),
             agents=self.agents,
             inbox=self.inbox,
             outbox=self.outbox,
@@ -138,12 +162,13 @@ class LettaBridge:
             rooms=self.rooms,
             told=self._told,
             lanes=self.lanes,
-            entry=entry,
-            commands=BotCommands(self.agents),
-            messages_per_minute=config.limits.messages_per_minute,
+            sight=self._sight,
         )
+        entry = RoomEntry(rooms, config.limits.catchup_events)
+        dispatcher = Dispatcher(rooms, entry, BotCommands(self.agents), config.limits.messages_per_minute)
         runner = Runner(
             TurnContext(
+                db=self.db,
                 backend=backend,
                 agents=self.agents,
                 turns=self.turns,
@@ -154,7 +179,9 @@ class LettaBridge:
                 sender=sender,
                 presence=self.presence,
                 troubles=Troubles(self.turns, self.outbox, self._told, self.agents, self.lanes),
+                notes=self._settings,
                 settings=self._turn_settings,
+                sight=self._sight,
             )
         )
         self.lanes.handle("room", dispatcher.handle)
@@ -163,6 +190,8 @@ class LettaBridge:
         self.lanes.handle(MIRROR_LANE, self.directory.handle)
         for source in (self.inbox.open_lanes, self.turns.open_lanes, self.outbox.open_lanes, self._gap_lanes):
             self.lanes.sweep_with(source)
+        self.lanes.sweep_with(self.directory.open_lanes)
+        self.lanes.sweep_with(runner.look_for_stops)
 
     @property
     def ready(self) -> bool:
@@ -187,16 +216,16 @@ class LettaBridge:
         await self.db.open()
         self._build()
         await self.directory.start()
-        left_typing = await self.turns.running_rooms()
         await self.turns.tidy()  # what was corrected may be the reason of this start
         await self._note_gaps()
         await self.lanes.start()
-        self._runner = web.AppRunner(self.intake.app, access_log=None, keepalive_timeout=330, handle_signals=False)
+        self._runner = AppserviceRunner(self.intake.app)
         await self._runner.setup()
         await web.TCPSite(self._runner, self._config.appservice.host, self._config.appservice.port).start()
-        for agent_id, room_id in left_typing:
-            self.presence.end_typing(self.directory.mxid_of(agent_id), room_id)
         self._started = True
+        self.health.start()
+        if self._metrics is not None:
+            await self._metrics.start(self.db, self.lanes, self.health)
         self.lanes.wake(MIRROR_LANE)
         self._background.append(asyncio.create_task(self.pinger.run(), name="pinger"))
         self._background.append(asyncio.create_task(self._prune(), name="prune"))
@@ -206,15 +235,18 @@ class LettaBridge:
     async def stop(self) -> None:
         """Refuse new transactions, let what runs come to its end for a while, give everything back.
 
-        Runs on Letta go on without us; the next start finds them again.
+        Runs on Letta go on without us; the next start finds them again. Where other replicas go on with the work, what
+        comes until their balancer sends nothing more here is stored for them instead of being refused.
         """
         self._started = False
         if self._built:
-            self.intake.refuse()
+            await _step(self._refuse_if_alone())
+            await _step(self.health.stop())
             for task in self._background:
                 task.cancel()
             await asyncio.gather(*self._background, return_exceptions=True)
             await _step(self.lanes.stop(self._config.shutdown.drain_s))
+            self.intake.refuse()
             if self._runner is not None:
                 await _step(self._runner.cleanup())
             await _step(self.presence.close())
@@ -222,8 +254,19 @@ class LettaBridge:
             await _step(self.homeserver.close())
         if self._backend is not None:
             await _step(self._backend.close())
+        if self._metrics is not None:
+            await _step(self._metrics.stop())
         await _step(self.db.close())
         log.info("stopped", extra={"action": "stopped"})
+
+    async def _refuse_if_alone(self) -> None:
+        try:
+            async with asyncio.timeout(_ASK_SECONDS):
+                alone = await self.lanes.alone()
+        except (TimeoutError, *DATABASE_ERRORS):
+            alone = True
+        if alone:
+            self.intake.refuse()
 
     async def inbox_is_empty(self) -> bool:
         """Whether everything that came in has been decided."""
@@ -247,7 +290,7 @@ class LettaBridge:
         if alive is None:
             return
         away = float(await self.db.fetchval(f"SELECT {self.db.now}")) - float(alive)
-        if away < _GAP_AFTER + self._config.appservice.ping_interval:
+        if 0 <= away < _GAP_AFTER + self._config.appservice.ping_interval:  # less than 0: the clock was set back
             return
         active = await self.inbox.active_rooms()
 
@@ -270,6 +313,14 @@ class LettaBridge:
                 await self.outbox.prune(_KEEP_BODIES)
             except Exception:  # housekeeping is tried again; it must not end silently
                 log.exception("pruning failed", extra={"action": "prune_failed"})
+
+
+def _metrics(config: Config) -> "MetricsServer | None":
+    if not config.metrics.enabled:
+        return None
+    from .web.metrics import MetricsServer  # its library is not needed by who does not want it
+
+    return MetricsServer(config.metrics.host, config.metrics.port, config.database.replica)
 
 
 def _mirror_settings(config: Config) -> MirrorSettings:
@@ -317,6 +368,8 @@ async def run(config: Config) -> int:
         OSError: the port cannot be listened on.
     """
     bridge = LettaBridge(config)
+    gc.collect()
+    gc.freeze()  # what is there now stays: looking through it again and again would hold up the loop
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -9,16 +9,18 @@ the process lock makes this process the only possible owner.
 import asyncio
 import contextlib
 import logging
-import secrets
+import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import asyncpg
-
 from . import faults
-from .db.database import Connection, Database, DatabaseInUseError
+from .db.database import DATABASE_ERRORS, Connection, Database
+from .db.listener import Listener
+from .heartbeat import Heartbeat, alive_at
+from .sight import BLIND, Sight
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +34,8 @@ _LONGEST_ERROR_PAUSE = 30.0
 _FLUSH = 5.0
 """Seconds that the last lanes get at a stop, once the others have ended."""
 _CHANNEL = "letta_bridge"
-
-
-def _uptime() -> float:
-    """A clock that nobody sets and that runs on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+_SLACK, _FEW = 1.2, 8
+"""How many times its share of the lanes, and how many more, a replica keeps before it gives some back."""
 
 
 def _prefix(lane: str) -> str:
@@ -87,27 +86,34 @@ class Lanes:
         owner: stable name of this replica; after a restart it has its lanes back at once.
         lease: seconds without a beat after which others may take this replica's lanes (PostgreSQL).
         beat: seconds between beats (PostgreSQL).
+        sight: is told of claims, losses and errors.
     """
 
-    def __init__(self, db: Database, owner: str, *, lease: float = 6.0, beat: float = 2.0) -> None:
+    def __init__(
+        self, db: Database, owner: str, *, lease: float = 6.0, beat: float = 2.0, sight: Sight = BLIND
+    ) -> None:
+        self._sight = sight
         self._db = db
         self._owner = owner
         self._lease = lease
         self._beat = beat
-        self._incarnation = secrets.token_hex(8)
+        self._heart = Heartbeat(db, owner, lease, beat, self._let_go, self._beaten)
         self._handlers: dict[str, Handler] = {}
         self._last: set[str] = set()
         self._sweeps: list[Callable[[], Awaitable[Iterable[str]]]] = []
         self._signals: dict[str, Callable[[str], None]] = {}
         self._entries: dict[str, _Entry] = {}
         self._held: dict[str, int] = {}
+        self._others: dict[str, float] = {}
+        """Lanes that were refused to us because another live replica has them, and until when we believe that."""
         self._closing = False
         self._closed = False
         self._beats: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._listener: asyncpg.Connection | None = None
+        self._listener: Listener | None = None
         self._sweep_soon = asyncio.Event()
-        self._last_beat = 0.0
+        self._let_gone = False
+        self._share: float = math.inf
 
     def handle(self, prefix: str, handler: Handler, *, last: bool = False) -> None:
         """Let ``handler`` do the work of lanes whose name starts with ``prefix`` and a colon (or equals it).
@@ -122,6 +128,30 @@ class Lanes:
     def closing(self) -> bool:
         """No new work is to be begun: a handler returns after what it is doing."""
         return self._closing
+
+    def census(self) -> tuple[Counter[str], Counter[str]]:
+        """How many lanes this process holds, and how many are at work, by the first part of their names."""
+        held = Counter(map(_prefix, self._held))
+        return held, Counter(_prefix(lane) for lane, entry in self._entries.items() if entry.working)
+
+    @property
+    def alive(self) -> bool:
+        """Whether this replica beat lately enough that nobody else may have its lanes (on SQLite nobody ever may)."""
+        return self._heart.trusted_for > 0
+
+    def check(self, fence: Fence) -> None:
+        """Before an action that no transaction can fence, such as a call to Letta: do we still have the lane, as far
+        as can be known without asking the database?
+
+        Raises:
+            FencedError: another replica may have it.
+        """
+        if not self.alive or self._held.get(fence.lane) != fence.epoch:
+            raise FencedError(fence.lane)
+
+    async def alone(self) -> bool:
+        """Whether no other live replica is there, who could go on with our work."""
+        return await self._heart.population() < 2
 
     def sweep_with(self, source: Callable[[], Awaitable[Iterable[str]]]) -> None:
         """Ask ``source`` for lanes with open work: at start, and regularly as the net under lost wakes."""
@@ -141,10 +171,12 @@ class Lanes:
         """
         if not self._db.postgres:  # the process lock says that nobody else is there
             await self._db.write(lambda conn: conn.execute("DELETE FROM replica"))
-        await self._beat_once(first=True)
+        await self._heart.start()
         if self._db.postgres:
-            await self._listen()
-            self._beats = asyncio.create_task(self._beating())
+            self._listener = Listener(self._db.url, _CHANNEL, self._notified, self._listener_lost)
+            await self._listener.ensure()
+            await self._db.write(lambda conn: self._db.notify(conn, "*"))  # the others' shares are smaller from now on
+            self._beats = asyncio.create_task(self._heart.run())
         await self.sweep()
         self._sweeper = asyncio.create_task(self._sweeping())
 
@@ -156,14 +188,14 @@ class Lanes:
             if entry.timer:
                 entry.timer.cancel()
         await _end(self._sweeper)
+        await self._give_back_idle()
         await self._drain(drain, [name for name in self._entries if _prefix(name) not in self._last])
         await self._drain(_FLUSH, [name for name in self._entries if _prefix(name) in self._last])
         self._closed = True
         faults.reach("drain.ended")
         await _end(self._beats)
         if self._listener is not None:
-            with contextlib.suppress(Exception):  # closing; the server drops it anyway
-                await self._listener.close(timeout=2)
+            await self._listener.close()
 
         async def release(conn: Connection) -> None:
             # not those of a live process that runs under our id and because of which we are not started
@@ -171,12 +203,40 @@ class Lanes:
                 "UPDATE lane SET owner = NULL WHERE owner = $1 "
                 "AND EXISTS (SELECT 1 FROM replica WHERE id = $1 AND incarnation = $2)",
                 self._owner,
-                self._incarnation,
+                self._heart.incarnation,
             )
-            await conn.execute("DELETE FROM replica WHERE id = $1 AND incarnation = $2", self._owner, self._incarnation)
+            await self._heart.end(conn)
             await self._db.notify(conn, "*")
 
         await self._db.write(release)
+
+    async def _give_back_idle(self) -> None:
+        """At a stop: what nobody works on here need not wait for the end of what somebody does."""
+        idle = [lane for lane in self._held if (entry := self._entries.get(lane)) is None or entry.working is None]
+        try:
+            await self._give_back(idle)
+        except DATABASE_ERRORS:  # then it is given back with the rest
+            log.warning("idle lanes not given back", exc_info=True, extra={"action": "give_back_failed"})
+
+    async def _give_back(self, lanes: Iterable[str]) -> None:
+        """Let other replicas have these lanes from now on (PostgreSQL), and know that they may."""
+        if not self._db.postgres:
+            return
+        held = {lane: epoch for lane in lanes if (epoch := self._held.pop(lane, None)) is not None}
+
+        async def work(conn: Connection) -> None:
+            await conn.execute(
+                "UPDATE lane AS l SET owner = NULL FROM unnest($1::text[], $2::bigint[]) AS g(lane, epoch) "
+                "WHERE l.lane = g.lane AND l.epoch = g.epoch AND l.owner = $3",
+                list(held),
+                list(held.values()),
+                self._owner,
+            )
+            if self._closing:  # nobody here will look after what came in meanwhile
+                await self._db.notify(conn, "*")
+
+        if held:
+            await self._db.write(work)
 
     async def _drain(self, seconds: float, lanes: list[str]) -> None:
         """Let the tasks of these lanes end by themselves for a while, then cancel what is left."""
@@ -193,7 +253,7 @@ class Lanes:
 
     def wake(self, lane: str) -> None:
         """Have the lane's work done soon; never lost: a wake during the work lets it run once more."""
-        if self._stopped(lane):
+        if self._stopped(lane) or self._others.get(lane, 0.0) > time.monotonic():
             return
         entry = self._entries.setdefault(lane, _Entry())
         if entry.timer:
@@ -217,12 +277,34 @@ class Lanes:
             receive(text)
 
     async def sweep(self) -> None:
-        """Wake every lane that has open work."""
+        """Wake every lane that has open work and that no other live replica has."""
+        lanes: set[str] = set()
         for source in self._sweeps:
-            for lane in await source():
-                entry = self._entries.get(lane)
-                if entry is None or (entry.working is None and entry.timer is None):
-                    self.wake(lane)
+            lanes.update(await source())
+        resting = [
+            lane
+            for lane in lanes
+            if (entry := self._entries.get(lane)) is None or (entry.working is None and entry.timer is None)
+        ]
+        foreign = await self._foreign([lane for lane in resting if lane not in self._held])
+        self._others = {lane: until for lane, until in self._others.items() if until > time.monotonic()}
+        for lane in resting:
+            if lane not in foreign:
+                self._others.pop(lane, None)
+                self.wake(lane)
+
+    async def _foreign(self, lanes: list[str]) -> set[str]:
+        """Which of these lanes other live replicas have: one question instead of a claim for each."""
+        if not lanes or not self._db.postgres:
+            return set()
+        rows = await self._db.fetch(
+            "SELECT l.lane FROM lane l JOIN replica r ON r.id = l.owner "
+            f"WHERE l.lane = ANY($1::text[]) AND l.owner <> $2 AND {alive_at(self._db, '$3')}",
+            lanes,
+            self._owner,
+            self._lease,
+        )
+        return {str(row["lane"]) for row in rows}
 
     async def write(self, fence: Fence, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run ``work`` in one transaction if the fence still holds.
@@ -254,6 +336,8 @@ class Lanes:
             while not self._stopped(lane):
                 entry.again = False
                 delay = await self._work(lane, entry)
+                if not entry.again and (self._closing or (delay is None and len(self._held) > self._share)):
+                    await self._give_back_one(lane)
                 if not entry.again:
                     break
         finally:  # also when cancelled: the sweep must find the lane free to be woken
@@ -272,16 +356,19 @@ class Lanes:
             epoch = self._held.get(lane)
             if epoch is None:
                 epoch = await self._claim(lane)
-            if epoch is None:
-                return None  # somebody alive owns it and was told too
+            if epoch is None:  # somebody alive owns it and was told too; after a while we ask again
+                self._others[lane] = time.monotonic() + self._beat
+                return None
             delay = await self._handlers[_prefix(lane)](Fence(lane, self._owner, epoch))
             entry.failures = 0
             return delay
         except FencedError:
             self._held.pop(lane, None)
+            self._sight.fenced(lane)
             log.warning("lane lost to another replica", extra={"action": "lane_fenced", "lane": lane})
             return None
         except Exception:  # a lane never dies of one bad round
+            self._sight.lane_failed(lane)
             log.exception("lane failed, will try again", extra={"action": "lane_error", "lane": lane})
             entry.failures += 1
             return float(min(_LONGEST_ERROR_PAUSE, _ERROR_PAUSE * 2 ** min(entry.failures - 1, 10)))
@@ -294,100 +381,85 @@ class Lanes:
                 "SELECT $1, $2, 1 WHERE EXISTS (SELECT 1 FROM replica WHERE id = $2 AND incarnation = $4) "
                 "ON CONFLICT (lane) DO UPDATE SET owner = $2, epoch = l.epoch + 1 "
                 "WHERE l.owner IS NULL OR l.owner = $2 OR NOT EXISTS "
-                f"(SELECT 1 FROM replica r WHERE r.id = l.owner AND r.beat > {self._db.now} - $3) "
+                f"(SELECT 1 FROM replica r WHERE r.id = l.owner AND {alive_at(self._db, '$3')}) "
                 "RETURNING epoch",
                 lane,
                 self._owner,
                 self._lease,
-                self._incarnation,
+                self._heart.incarnation,
             )
             return None if row is None else int(row["epoch"])
 
         epoch = await self._db.write(claim)
         if epoch is not None:
             self._held[lane] = epoch
+            self._sight.claimed(lane)
             faults.reach("lane.claimed")
         return epoch
 
     # -- heartbeat, take-over and the net
 
-    async def _beat_once(self, *, first: bool = False) -> None:
-        async def beat(conn: Connection) -> bool:
-            row = await conn.fetchrow(
-                f"INSERT INTO replica AS r (id, incarnation, beat) VALUES ($1, $2, {self._db.now}) "
-                f"ON CONFLICT (id) DO UPDATE SET incarnation = $2, beat = {self._db.now} "
-                f"WHERE r.incarnation = $2 OR r.beat < {self._db.now} - $3 RETURNING id",
-                self._owner,
-                self._incarnation,
-                self._lease,
-            )
-            return row is not None
-
-        deadline = _uptime() + self._lease + self._beat
-        while not await self._db.write(beat):
-            # after kill -9 our own last beat looks alive for the length of a lease: wait it out, then it is a twin
-            if not first or _uptime() > deadline:
-                raise DatabaseInUseError(
-                    f"another letta-bridge runs as replica {self._owner!r} on {self._db.describe()}; "
-                    "give each process its own database.replica_id"
-                )
-            await asyncio.sleep(min(0.5, self._lease / 4))
-        self._last_beat = _uptime()
-
-    async def _beating(self) -> None:
-        while True:
-            await asyncio.sleep(self._beat)
-            if _uptime() - self._last_beat > 0.8 * self._lease:
-                self._let_go()
-            try:
-                # a beat that hangs (the database is gone) must not keep us from letting go in time
-                async with asyncio.timeout(max(0.1, 0.8 * self._lease - (_uptime() - self._last_beat))):
-                    await self._beat_once()
-                await self.sweep()
-            except Exception:  # the beat is retried for ever; missing it fences us
-                log.exception("heartbeat failed", extra={"action": "beat_failed"})
+    async def _give_back_one(self, lane: str) -> None:
+        try:
+            await self._give_back([lane])
+        except DATABASE_ERRORS:  # it stays ours in the database, and is claimed again when there is work
+            log.warning("a lane was not given back", exc_info=True, extra={"action": "give_back_failed"})
 
     def _let_go(self) -> None:
         """We were frozen or cut off for most of a lease: others may own our lanes. Stop before beating again."""
-        log.error("heartbeat late, giving up the lanes", extra={"action": "self_fenced"})
+        if not self._let_gone:
+            log.error("heartbeat late, giving up the lanes", extra={"action": "self_fenced"})
+            self._sight.self_fenced()
+        self._let_gone = True
         self._held.clear()
         for entry in self._entries.values():
             if entry.working:
                 entry.working.cancel()
 
+    def _beaten(self) -> None:
+        self._let_gone = False
+        self._sweep_soon.set()
+
     async def _sweeping(self) -> None:
         while True:
-            deaf = self._db.postgres and self._listener is None
+            deaf = self._listener is not None and not self._listener.hears
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._beat if deaf else _SWEEP):
                     await self._sweep_soon.wait()
             self._sweep_soon.clear()
             try:
-                if self._db.postgres and self._listener is None:
-                    await self._listen()
+                if self._listener is not None and not self._closing:
+                    await self._listener.ensure()
+            except Exception:  # work goes on without it, only later
+                log.exception("no notifications", extra={"action": "listen_failed"})
+            try:
                 await self.sweep()
+                await self._reckon()
             except Exception:  # the net itself must not tear
                 log.exception("sweep failed", extra={"action": "sweep_failed"})
 
-    async def _listen(self) -> None:
-        settings = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
-        conn = await asyncpg.connect(self._db.url, timeout=10, server_settings=settings)
-        conn.add_termination_listener(self._listener_lost)
-        await conn.add_listener(_CHANNEL, self._notified)
-        self._listener = conn
+    async def _reckon(self) -> None:
+        """How many lanes are our share while several replicas are there."""
+        if not self._db.postgres:
+            return
+        replicas = await self._heart.population()
+        if replicas < 2:
+            self._share = math.inf
+        else:
+            lanes = await self._db.fetchval("SELECT COUNT(*) FROM lane WHERE owner IS NOT NULL")
+            self._share = _SLACK * lanes / replicas + _FEW
 
-    def _listener_lost(self, _: object) -> None:
-        if self._listener is not None and not self._closing:
+    def _listener_lost(self) -> None:
+        if not self._closing:
             log.warning("notification connection lost", extra={"action": "listen_lost"})
-        self._listener = None
         self._sweep_soon.set()
 
-    def _notified(self, _conn: object, _pid: int, _channel: str, payload: object) -> None:
-        text = str(payload)
+    def _notified(self, text: str) -> None:
         if text.startswith("!"):
             name, _, rest = text[1:].partition(" ")
             self.signal(name, rest)
         elif text == "*":
+            self._others.clear()
             self._sweep_soon.set()
         else:
             for lane in text.split("\n"):

@@ -5,6 +5,7 @@ import hmac
 import re
 import secrets
 from collections.abc import AsyncIterator
+from typing import Protocol
 from urllib.parse import quote
 
 from aiohttp import web
@@ -15,7 +16,7 @@ from .exitcodes import Exit
 _WHOAMI = "/_matrix/client/v3/account/whoami"
 _PING_SECONDS = 45.0  # Tuwunel gives the bridge 35 seconds to answer
 
-_REGISTERED = (
+REGISTERED = (
     "register registration.yaml with the homeserver (letta-bridge register --show admin-room|toml|yaml "
     "prints it), "
     "and restart the homeserver if it reads files only at its start"
@@ -50,14 +51,14 @@ async def check_token(checkup: Checkup) -> list[Finding]:
     if answer.status == 401:
         checkup.failed.add("as_token")
         text = f"the homeserver does not know as_token ({answer.error})"
-        return [fail("as_token", Exit.AS_TOKEN, text, _REGISTERED)]
+        return [fail("as_token", Exit.AS_TOKEN, text, REGISTERED)]
     user = answer.body.get("user_id") if answer.status == 200 and isinstance(answer.body, dict) else None
     if user == bot:
         return [ok("as_token", f"the homeserver knows it as {bot}")]
     checkup.failed.add("as_token")
     if user:
         text = f"the homeserver knows as_token as {user}, not as {bot}"
-        remedy = "check homeserver.domain and appservice.bot_localpart; then " + _REGISTERED
+        remedy = "check homeserver.domain and appservice.bot_localpart; then " + REGISTERED
         return [fail("as_token", Exit.NAMESPACES, text, remedy)]
     return [fail("as_token", Exit.HOMESERVER, f"the homeserver cannot say whose it is ({answer.error})", "see its log")]
 
@@ -77,12 +78,12 @@ async def check_namespaces(checkup: Checkup) -> list[Finding]:
     as_puppet, as_stranger = await _whoami(checkup, puppet), await _whoami(checkup, stranger)
     if as_stranger.status == 200 or _not_registered(as_stranger):
         text = "the homeserver lets the bridge act as any user: its namespaces are wider than the configuration's"
-        return [fail("namespaces", Exit.NAMESPACES, text, _REGISTERED)]
+        return [fail("namespaces", Exit.NAMESPACES, text, REGISTERED)]
     if as_puppet.status == 200 or _not_registered(as_puppet):
         return [ok("namespaces", f"agents' users (@{checkup.config.appservice.puppet_prefix}…) belong to the bridge")]
     if _sentence(as_puppet) == _sentence(as_stranger):
         text = f"the homeserver does not let the bridge act as {puppet} ({as_puppet.error})"
-        return [fail("namespaces", Exit.NAMESPACES, text, _REGISTERED)]
+        return [fail("namespaces", Exit.NAMESPACES, text, REGISTERED)]
     text = f"the homeserver's answer is unknown to this check: {as_puppet.errcode} {as_puppet.error}"
     return [warn("namespaces", text, "compare its registration with registration.yaml")]
 
@@ -111,15 +112,23 @@ async def check_ping(checkup: Checkup) -> list[Finding]:
     if why := _no_use(checkup):
         return [skip("ping", why)]
     if checkup.running:
-        return [_judge_ping(checkup, await _ping(checkup), None)]
+        return [judge_ping(checkup, await ask_ping(checkup), None)]
     if not checkup.port_free:
         return [skip("ping", f"port {checkup.config.appservice.port} cannot be listened on")]
     listener = _Listener(checkup.config.appservice.hs_token)
     async with listener.serve(checkup.config.appservice.host, checkup.config.appservice.port):
-        return [_judge_ping(checkup, await _ping(checkup), listener)]
+        return [judge_ping(checkup, await ask_ping(checkup), listener)]
 
 
-async def _ping(checkup: Checkup) -> Answer:
+class Reached(Protocol):
+    """What a listener of ours saw of the homeserver's pings: one with the right token, one with another."""
+
+    accepted: bool
+    refused: bool
+
+
+async def ask_ping(checkup: Checkup, seconds: float = _PING_SECONDS) -> Answer:
+    """Have the homeserver ping whoever listens at the registration's url."""
     config = checkup.config
     return await ask(
         checkup.session,
@@ -127,22 +136,26 @@ async def _ping(checkup: Checkup) -> Answer:
         f"{config.homeserver.url}/_matrix/client/v1/appservice/{quote(config.appservice.id, safe='')}/ping",
         token=config.appservice.as_token,
         json={"transaction_id": f"check-{secrets.token_hex(8)}"},
-        seconds=_PING_SECONDS,
+        seconds=seconds,
     )
 
 
-def _judge_ping(checkup: Checkup, answer: Answer, listener: "_Listener | None") -> Finding:
+def judge_ping(checkup: Checkup, answer: Answer, listener: Reached | None) -> Finding:
+    """What the answer to a ping says. ``listener`` is ours; None when the running bridge was pinged."""
     config = checkup.config.appservice
     if answer.status == 200 and (listener is None or listener.accepted):
         took = answer.body.get("duration_ms") if isinstance(answer.body, dict) else None
         return ok("ping", "the homeserver reaches the bridge" + (f" ({took} ms)" if took is not None else ""))
     if answer.status == 200:
         text = "the homeserver reached something, but not this bridge: the registration's url leads elsewhere"
-        return fail("ping", Exit.PING, text, f"make appservice.url ({config.url}) lead here; then {_REGISTERED}")
+        return fail("ping", Exit.PING, text, f"make appservice.url ({config.url}) lead here; then {REGISTERED}")
     if listener is not None and listener.refused:
         text = "the homeserver reaches the bridge with another hs_token than the configuration's"
-        return fail("ping", Exit.REGISTRATION, text, _REGISTERED)
-    text, remedy = _PING_ERRORS.get(answer.errcode, (f"the homeserver refuses to ping ({answer.error})", _REGISTERED))
+        return fail("ping", Exit.REGISTRATION, text, REGISTERED)
+    if not answer.status:
+        text = f"the homeserver does not come to the end of a ping ({answer.error}): it seems to wait for the bridge"
+        return fail("ping", Exit.PING, text, _REACH.format(url=config.url))
+    text, remedy = _PING_ERRORS.get(answer.errcode, (f"the homeserver refuses to ping ({answer.error})", REGISTERED))
     return fail("ping", Exit.PING, text.format(url=config.url, error=answer.error), remedy.format(url=config.url))
 
 
@@ -154,11 +167,11 @@ _REACH = (
     "for days. After a change: letta-bridge register --force, and register the new file"
 )
 _PING_ERRORS = {
-    "M_URL_NOT_SET": ("the homeserver has no url for the bridge", _REGISTERED),
+    "M_URL_NOT_SET": ("the homeserver has no url for the bridge", REGISTERED),
     "M_CONNECTION_FAILED": ("the homeserver cannot connect to the bridge ({error})", _REACH),
     "M_CONNECTION_TIMEOUT": ("the homeserver gets no answer from the bridge ({error})", _REACH),
     "M_BAD_STATUS": ("what the homeserver reaches does not answer as this bridge ({error})", _REACH),
-    "M_FORBIDDEN": ("the homeserver knows as_token under another appservice id ({error})", _REGISTERED),
+    "M_FORBIDDEN": ("the homeserver knows as_token under another appservice id ({error})", REGISTERED),
     "M_UNRECOGNIZED": (
         "the homeserver cannot ping appservices ({error})",
         "it is too old: Synapse 1.132 or Tuwunel 1.8.3 and newer can",

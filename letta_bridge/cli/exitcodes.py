@@ -20,6 +20,7 @@ class Exit(IntEnum):
     LETTA_AGENTS = 19  # Letta is of an unknown kind, or its agents cannot be listed
     PORT = 20  # the port is taken by another program, or cannot be listened on
     RUNNING = 21  # another process of the bridge holds the database
+    SMOKE = 22  # the homeserver does not do what the bridge needs of it
 
 
 MEANING = {
@@ -37,4 +38,5 @@ MEANING = {
     Exit.LETTA_AGENTS: "Letta's agents cannot be listed",
     Exit.PORT: "the port is taken by another program, or cannot be listened on",
     Exit.RUNNING: "another process of the bridge uses the database",
+    Exit.SMOKE: "the homeserver does not do everything that the bridge needs",
 }

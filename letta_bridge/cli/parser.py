@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from .. import __version__, registration
 from ..config import ConfigError, example, reference
-from . import check, init, register, run
+from . import check, init, register, run, smoke
 from .exitcodes import MEANING, Exit
 
 
@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     init.add_to(commands)
     run.add_to(commands)
     check.add_to(commands)
+    smoke.add_to(commands)
     register.add_to(commands)
     _add_printer(commands, "example-config", "print config.example.yaml", example)
     _add_printer(commands, "example-registration", "print registration.yaml.example", registration.example)

@@ -14,6 +14,7 @@ from .schema import (
     LettaConfig,
     LimitsConfig,
     LoggingConfig,
+    MetricsConfig,
     MirrorConfig,
     ShutdownConfig,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "LettaConfig",
     "LimitsConfig",
     "LoggingConfig",
+    "MetricsConfig",
     "MirrorConfig",
     "Problem",
     "ShutdownConfig",

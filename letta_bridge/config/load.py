@@ -169,6 +169,8 @@ class _Reader:
             self._problem(("appservice", "bot_localpart"), "expected a name that does not begin with puppet_prefix")
         if values["database", "beat_s"] * 2 >= values["database", "lease_s"]:
             self._problem(("database", "beat_s"), "expected less than half of database.lease_s")
+        if values["metrics", "enabled"] and values["metrics", "port"] == values["appservice", "port"]:
+            self._problem(("metrics", "port"), "expected another port than appservice.port")
 
     def _problem(self, path: Path_, text: str, where: str | None = None) -> None:
         if where is None:

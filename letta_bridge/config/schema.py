@@ -313,12 +313,28 @@ class ShutdownConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """Where Prometheus finds the bridge's metrics."""
+
+    enabled: bool = _key(Switch("true or false"), "Whether metrics are counted and served.", False)
+    host: str = _key(
+        kinds.HOST,
+        "The address to serve them on. They hold no names and no texts, and nobody is asked who reads them.",
+        "127.0.0.1",
+    )
+    port: int = _key(
+        Number("a port from 1 to 65535", 1, 65535, whole=True), "The port to serve them on, under /metrics.", 29385
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
     """What the bridge writes to its standard error."""
 
     level: str = _key(
         Choice("DEBUG, INFO, WARNING or ERROR", ("DEBUG", "INFO", "WARNING", "ERROR")),
-        "DEBUG, INFO, WARNING or ERROR. Message texts and secrets are never written.",
+        "DEBUG, INFO, WARNING or ERROR. Secrets are never written, message texts only by DEBUG, where Letta, its "
+        "model's provider or the homeserver quotes one in an error.",
         "INFO",
     )
     format: str = _key(Choice("text or json", ("text", "json")), "text for people, json for machines.", "text")
@@ -380,6 +396,7 @@ class Config:
     limits: LimitsConfig = _section(LimitsConfig, "What one person, one message and one answer may take.")
     conversation: ConversationConfig = _section(ConversationConfig, "How answers appear.")
     shutdown: ShutdownConfig = _section(ShutdownConfig, "How the bridge ends.")
+    metrics: MetricsConfig = _section(MetricsConfig, "Metrics for Prometheus: docs/monitoring.md.")
     logging: LoggingConfig = _section(LoggingConfig, "What the bridge writes to its standard error.")
     path: Path | None = None
     base: Path = Path()

@@ -1,11 +1,14 @@
 """The mirrored agents: the ``agent`` table, one row per agent with what was last made true on the homeserver."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
 from ..ids import MXID, AgentID, RoomID
-from .database import Connection, Database, Row, clean
+from .database import Connection, Database, Reader, Row, clean
 
+_MANY = 500
+"""Rows above which making them leaves the event loop."""
 _COLUMNS = frozenset(
     (
         "name",
@@ -63,11 +66,14 @@ class Agents:
 
     async def all(self) -> list[AgentRow]:
         """Every agent ever mirrored."""
-        return [_agent(row) for row in await self._db.fetch("SELECT * FROM agent ORDER BY created_at, agent_id")]
+        rows = await self._db.fetch("SELECT * FROM agent ORDER BY created_at, agent_id")
+        if len(rows) < _MANY:
+            return [_agent(row) for row in rows]
+        return await asyncio.to_thread(lambda: [_agent(row) for row in rows])
 
-    async def get(self, agent_id: AgentID) -> AgentRow | None:
+    async def get(self, agent_id: AgentID, reader: Reader | None = None) -> AgentRow | None:
         """One agent by its Letta id."""
-        row = await self._db.fetchrow("SELECT * FROM agent WHERE agent_id = $1", agent_id)
+        row = await (reader or self._db).fetchrow("SELECT * FROM agent WHERE agent_id = $1", agent_id)
         return None if row is None else _agent(row)
 
     async def by_mxid(self, mxid: MXID) -> AgentRow | None:
@@ -75,14 +81,14 @@ class Agents:
         row = await self._db.fetchrow("SELECT * FROM agent WHERE mxid = $1", mxid)
         return None if row is None else _agent(row)
 
-    async def by_portal(self, room_id: RoomID) -> AgentRow | None:
+    async def by_portal(self, room_id: RoomID, reader: Reader | None = None) -> AgentRow | None:
         """The agent whose portal this room is."""
-        row = await self._db.fetchrow("SELECT * FROM agent WHERE portal_room = $1", room_id)
+        row = await (reader or self._db).fetchrow("SELECT * FROM agent WHERE portal_room = $1", room_id)
         return None if row is None else _agent(row)
 
-    async def in_room(self, room_id: RoomID) -> list[AgentRow]:
+    async def in_room(self, room_id: RoomID, reader: Reader | None = None) -> list[AgentRow]:
         """The agents whose puppets have joined the room, in a stable order."""
-        rows = await self._db.fetch(
+        rows = await (reader or self._db).fetch(
             "SELECT a.* FROM agent a JOIN member m ON m.user_id = a.mxid "
             "WHERE m.room_id = $1 AND m.membership = 'join' ORDER BY a.created_at, a.agent_id",
             room_id,
@@ -94,7 +100,7 @@ class Agents:
         await self._db.write(
             lambda conn: conn.execute(
                 "INSERT INTO agent (agent_id, mxid, device_id, name, state, created_at) "
-                f"VALUES ($1, $2, $3, $4, 'new', {self._db.now}) ON CONFLICT (agent_id) DO NOTHING",
+                f"VALUES ($1, $2, $3, $4, 'new', {self._db.now}) ON CONFLICT DO NOTHING",
                 agent_id,
                 mxid,
                 device_id,

@@ -2,8 +2,8 @@
 
 mautrix's layer keeps the current connection in a context variable (a task started inside a block would inherit the
 transaction), leaves a SQLite transaction open when its task is cancelled, begins transactions deferred, and syncs
-commits only at checkpoints. Here every write runs in a task of its own that a cancelled caller cannot tear, begins
-``IMMEDIATE``, rolls back on whatever ends it, and is synced before it returns.
+commits only at checkpoints. Here every write runs where a cancelled caller cannot tear it, begins ``IMMEDIATE``, rolls
+back on whatever ends it, and is synced before it returns.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -23,6 +24,9 @@ from mautrix.util.async_db.errors import UnsupportedDatabaseVersion
 from mautrix.util.logging import TraceLogger
 from yarl import URL
 
+from ..sight import BLIND, Sight
+from .listener import end_when_cut_off
+from .sqlite import GroupCommit, ThreadConnection, drive
 from .upgrades import UPGRADES
 
 log = logging.getLogger(__name__)
@@ -30,9 +34,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _PG_TRIES = 4
 _MIGRATION_LOCK = 0x6C627264
-# one round trip; a server or role that does not wait for its disk must not lose what the homeserver was promised
+# one round trip; a server or role that does not wait for its disk must not lose what the homeserver was promised, and a
+# replica that freezes or is cut off within a transaction must not keep its locks from the others
 _BEGIN_POSTGRES = (
-    "BEGIN; SELECT set_config('synchronous_commit', 'on', true) "
+    "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '3s'; "
+    "SELECT set_config('synchronous_commit', 'on', true) "
     "WHERE current_setting('synchronous_commit') IN ('off', 'local')"
 )
 
@@ -47,14 +53,22 @@ class Row(Protocol):
     def __getitem__(self, key: str | int, /) -> Any: ...
 
 
-class Connection(Protocol):
-    """What a piece of database work may use. Parameters are written ``$1``, ``$2``, … on both engines."""
+class Reader(Protocol):
+    """What reading statements need: a :class:`Database`, or the connection of a piece of work.
 
-    async def execute(self, query: str, *args: Any) -> Any: ...
-    async def executemany(self, query: str, args: Sequence[Sequence[Any]]) -> Any: ...
+    Parameters are written ``$1``, ``$2``, … on both engines.
+    """
+
     async def fetch(self, query: str, *args: Any) -> list[Row]: ...
     async def fetchrow(self, query: str, *args: Any) -> Row | None: ...
     async def fetchval(self, query: str, *args: Any) -> Any: ...
+
+
+class Connection(Reader, Protocol):
+    """What a piece of database work may use."""
+
+    async def execute(self, query: str, *args: Any) -> Any: ...
+    async def executemany(self, query: str, args: Sequence[Sequence[Any]]) -> Any: ...
 
 
 class DatabaseError(Exception):
@@ -75,25 +89,30 @@ class Database:
     Args:
         uri: ``sqlite:<path>`` or ``postgresql://user:password@host/name``.
         base: the folder that a relative SQLite path starts from.
+        sight: is told of every write.
     """
 
-    def __init__(self, uri: str, base: Path | None = None) -> None:
+    def __init__(self, uri: str, base: Path | None = None, sight: Sight = BLIND) -> None:
+        self._sight = sight
         self.postgres = uri.startswith(("postgres://", "postgresql://"))
         if not self.postgres and not uri.startswith("sqlite:"):
             raise DatabaseError("database.uri must start with sqlite: or postgresql://")
         self._path: Path | None = None
         self._lock_fd: int | None = None
         self._writes: set[asyncio.Task[Any]] = set()
+        self._commits = GroupCommit(self._on_thread)
         mau_log = cast(TraceLogger, logging.getLogger("mau.db"))
         if self.postgres:
             self.url = uri
             args: dict[str, Any] = {"min_size": 2, "max_size": 8, "command_timeout": 60}
+            args["init"] = end_when_cut_off
             args["meow_exit_on_ice"] = False  # mautrix ends the process when a connection dies at a bad moment
+            args["reset"] = _keep_session  # nothing here changes a session: a round trip less for every use
             self._db = MautrixDatabase.create(uri, db_args=args, upgrade_table=UPGRADES, log=mau_log)
         else:
             self._path = (base or Path()) / uri.removeprefix("sqlite:").removeprefix("//")
             self.url = f"sqlite:{self._path}"
-            args = {"min_size": 1, "init_commands": ["PRAGMA synchronous = FULL"]}
+            args = {"min_size": 1, "init_commands": ["PRAGMA synchronous = FULL"], "cached_statements": 512}
             url = URL(f"sqlite://{quote(str(self._path.absolute()))}", encoded=True)
             self._db = MautrixDatabase.create(url, db_args=args, upgrade_table=UPGRADES, log=mau_log)
 
@@ -143,6 +162,7 @@ class Database:
         try:
             await guard.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
             await self._db.start()
+            await _warn_of_unsynced(guard)
         finally:
             await guard.close()
 
@@ -183,6 +203,7 @@ class Database:
         """Wait for writes under way, then disconnect and give the process lock back."""
         while self._writes:
             await asyncio.gather(*self._writes, return_exceptions=True)
+        await self._commits.idle()
         await self._db.stop()
         if self._lock_fd is not None:
             os.close(self._lock_fd)
@@ -190,30 +211,54 @@ class Database:
 
     async def fetch(self, query: str, *args: Any) -> list[Row]:
         """Rows of a reading statement."""
-        async with self._db.acquire_direct() as conn:
-            return cast(list[Row], await conn.fetch(query, *args))
+        return await self.read(lambda conn: conn.fetch(query, *args))
 
     async def fetchrow(self, query: str, *args: Any) -> Row | None:
         """The first row of a reading statement, or None."""
-        async with self._db.acquire_direct() as conn:
-            return cast(Row | None, await conn.fetchrow(query, *args))
+        return await self.read(lambda conn: conn.fetchrow(query, *args))
 
     async def fetchval(self, query: str, *args: Any) -> Any:
         """The first column of the first row of a reading statement, or None."""
+        return await self.read(lambda conn: conn.fetchval(query, *args))
+
+    async def read(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Run reading statements together on one connection, outside of a transaction: each sees what is committed
+        when it runs. ``work`` must wait for nothing but the connection it is given.
+        """
+        if self.postgres:
+            async with self._db.acquire_direct() as conn:
+                return await work(cast(Connection, conn))
+        return await self._on_thread(lambda conn: drive(work(ThreadConnection(conn))))
+
+    async def _on_thread(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``function`` on the thread of the SQLite connection."""
         async with self._db.acquire_direct() as conn:
-            return await conn.fetchval(query, *args)
+            connection = cast(Any, conn.wrapped)
+            # what was begun there goes on when the caller is cancelled; the connection is free again when it ended
+            task = asyncio.ensure_future(connection._execute(function, connection._conn))
+            try:
+                return cast(T, await asyncio.shield(task))
+            finally:
+                if not task.done():
+                    await _ended(task)
 
     async def write(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run ``work`` in one synced transaction and return what it returned.
 
         ``work`` may run again (PostgreSQL deadlocks are retried), must use only the connection it is given, and must
-        neither wait for a network nor start tasks. A cancelled caller gets its CancelledError at once while the
-        transaction runs to its end: it is never torn.
+        wait for nothing else: on SQLite it runs on another thread. A cancelled caller gets its CancelledError at once
+        while the transaction runs to its end: it is never torn.
         """
-        task = asyncio.create_task(self._transact(work))
-        self._writes.add(task)
-        task.add_done_callback(self._finished)
-        return await asyncio.shield(task)
+        began = time.monotonic()
+        try:
+            if not self.postgres:
+                return await self._commits.write(work)
+            task = asyncio.create_task(self._transact(work))
+            self._writes.add(task)
+            task.add_done_callback(self._finished)
+            return await asyncio.shield(task)
+        finally:
+            self._sight.written(time.monotonic() - began)
 
     def _finished(self, task: "asyncio.Task[Any]") -> None:
         self._writes.discard(task)
@@ -232,7 +277,7 @@ class Database:
         raise AssertionError("unreachable")
 
     async def _once(self, conn: Connection, work: Callable[[Connection], Awaitable[T]]) -> T:
-        await conn.execute(_BEGIN_POSTGRES if self.postgres else "BEGIN IMMEDIATE")
+        await conn.execute(_BEGIN_POSTGRES)
         try:
             result = await work(conn)
             await conn.execute("COMMIT")
@@ -248,6 +293,27 @@ class Database:
             await conn.execute("SELECT pg_notify('letta_bridge', $1)", payload)
 
 
+async def _warn_of_unsynced(conn: asyncpg.Connection) -> None:
+    """Say it when the server itself does not wait for its disk: no session can ask it to."""
+    query = "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY name"
+    if names := [row["name"] for row in await conn.fetch(query)]:
+        log.warning(
+            "PostgreSQL may lose at a power cut what it confirmed",
+            extra={"action": "database_unsynced", "off": " ".join(names)},
+        )
+
+
+async def _keep_session(_: object) -> None:
+    """What the pool runs when a connection is given back; it rolls back by itself what was left open."""
+
+
+async def _ended(task: "asyncio.Future[Any]") -> None:
+    """Wait for the end of ``task``, however often the waiter is cancelled."""
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+
+
 def _probe(path: Path) -> None:
     """Raise ``sqlite3.Error`` for a file that is no usable database.
 
@@ -256,6 +322,17 @@ def _probe(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as conn:
         conn.execute("PRAGMA journal_mode = WAL")
         conn.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+
+
+LONGEST_WAIT = 300.0
+"""Seconds; nothing is ever put off for longer."""
+
+
+def due_in(seconds: float) -> float:
+    """Seconds until a stamp is reached. One that lies farther ahead than anything is put off was written before the
+    clock was set back, and counts as reached.
+    """
+    return seconds if seconds <= LONGEST_WAIT else 0.0
 
 
 def clean(text: str) -> str:

@@ -3,18 +3,20 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .. import faults
 from ..ids import MXID, EventID, RoomID
-from .database import Connection, Database, clean
+from .database import LONGEST_WAIT, Connection, Database, Reader, clean, due_in
 
 _LONGEST_ID = 1024
 """Bytes: 255 characters of four. PostgreSQL refuses more than 2704 in an index, and a refused batch comes for ever."""
 _DEEPEST = 100
 """Levels of nesting: whatever is stored must be parsed again, on a stack that may be fuller."""
+_LARGEST = 2**19
+"""Bytes: an event has 65,536 at most; escapes make up to three times as much of it, and servers add what was before."""
 _BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]')
 _INTAKE_LOCK = 0x6E6C62
 _NOTIFY_MOST = 7000
@@ -58,7 +60,9 @@ def arrival(event: object) -> Arrival:
         body = json.dumps(event, ensure_ascii=True, separators=(",", ":"))
     except RecursionError:
         body = ""
-    if not body or _depth(body) > _DEEPEST:
+    if len(body) > _LARGEST:
+        body, reason = "", "malformed: larger than any event"
+    elif not body or _depth(body) > _DEEPEST:
         body, reason = "", "malformed: nested too deeply"
     fields = event if isinstance(event, Mapping) else {}
     names = [fields.get(key) for key in ("event_id", "room_id", "sender", "type")]
@@ -150,7 +154,10 @@ class Inbox:
             row = await conn.fetchrow("SELECT seq, state FROM inbox WHERE event_id = $1", a.event_id)
             if row is not None:
                 known[a.event_id] = (row["seq"], row["state"])
-        anchor: int | None = next((row["seq"] for row in later if row["event_id"] not in read), None)
+        # what was pushed before something that was read was pushed before the reading: state, which reading leaves out
+        newest = max((seq for seq, _ in known.values()), default=0)
+        after_all = (row["seq"] for row in later if row["event_id"] not in read and row["seq"] > newest)
+        anchor: int | None = next(after_all, None)
         placed: list[tuple[Arrival, int | None]] = []
         for a in reversed(arrivals):
             if a.event_id in known:
@@ -162,25 +169,28 @@ class Inbox:
             await self._insert(conn, [a], "catchup", before)
         return len(placed)
 
-    async def head(self, room_id: RoomID) -> StoredEvent | None:
-        """The oldest event of the room that waits to be dispatched and is not set aside."""
-        row = await self._db.fetchrow(
+    async def waiting(self, room_id: RoomID, most: int, reader: Reader | None = None) -> list[StoredEvent]:
+        """The oldest events of the room that wait to be dispatched and are not set aside, in order."""
+        rows = await (reader or self._db).fetch(
             "SELECT seq, event_id, room_id, sender, type, body, attempts FROM inbox "
-            f"WHERE room_id = $1 AND state = 'new' AND not_before <= {self._db.now} "
-            "ORDER BY room_id, (COALESCE(before_seq, seq)), (before_seq IS NULL), seq LIMIT 1",
+            f"WHERE room_id = $1 AND state = 'new' AND NOT (not_before > {self._db.now} "
+            f"AND not_before <= {self._db.now} + {LONGEST_WAIT}) "  # farther ahead: see due_in
+            "ORDER BY room_id, (COALESCE(before_seq, seq)), (before_seq IS NULL), seq LIMIT $2",
             room_id,
+            most,
         )
-        if row is None:
-            return None
-        return StoredEvent(
-            row["seq"],
-            EventID(row["event_id"]),
-            RoomID(row["room_id"]),
-            MXID(row["sender"]),
-            row["type"],
-            _parsed(row["body"]),
-            row["attempts"],
-        )
+        return [
+            StoredEvent(
+                row["seq"],
+                EventID(row["event_id"]),
+                RoomID(row["room_id"]),
+                MXID(row["sender"]),
+                row["type"],
+                _parsed(row["body"]),
+                row["attempts"],
+            )
+            for row in rows
+        ]
 
     async def settle(self, conn: Connection, seq: int, state: str, decision: str) -> None:
         """Write what became of an event, and why."""
@@ -211,11 +221,11 @@ class Inbox:
         return row is not None
 
     async def next_wait(self, room_id: RoomID) -> float | None:
-        """Seconds until an event that was set aside is to be tried again; None when there is none."""
+        """Seconds until the next event of the room is to be tried, 0 for now; None when none waits."""
         wait = await self._db.fetchval(
             f"SELECT MIN(not_before) - {self._db.now} FROM inbox WHERE room_id = $1 AND state = 'new'", room_id
         )
-        return None if wait is None else max(0.0, float(wait))
+        return None if wait is None else due_in(max(0.0, float(wait)))
 
     async def settled(self, room_id: RoomID, event_id: EventID) -> bool:
         """Whether this event of the room was stored and dealt with; our own words prove nothing of what lies before."""
@@ -227,6 +237,13 @@ class Inbox:
                 ECHO,
             )
         )
+
+    async def saw_creation_by(self, room_id: RoomID, who: Callable[[MXID], bool]) -> bool:
+        """Whether the creation of the room was pushed, and its creator is one of ``who``."""
+        rows = await self._db.fetch(
+            "SELECT sender FROM inbox WHERE room_id = $1 AND type = 'm.room.create' AND origin = 'push'", room_id
+        )
+        return any(who(MXID(row["sender"])) for row in rows)
 
     async def event(self, event_id: EventID) -> dict[str, Any] | None:
         """A stored event's JSON, while its body is kept."""

@@ -1,7 +1,7 @@
 """Small memories: what was told once, single facts, and which conversation belongs to which room."""
 
 from ..ids import AgentID, ConversationID, RoomID
-from .database import Connection, Database, clean
+from .database import Connection, Database, Reader, clean
 
 
 class Told:
@@ -15,7 +15,8 @@ class Told:
         row = await conn.fetchrow(
             f"INSERT INTO told AS t (topic, at) VALUES ($1, {self._db.now}) "
             f"ON CONFLICT (topic) DO UPDATE SET at = {self._db.now} "
-            f"WHERE CAST($2 AS DOUBLE PRECISION) >= 0 AND t.at < {self._db.now} - CAST($2 AS DOUBLE PRECISION) "
+            "WHERE CAST($2 AS DOUBLE PRECISION) >= 0 AND (t.at > "  # the clock was set back since, or it is long ago
+            f"{self._db.now} OR t.at < {self._db.now} - CAST($2 AS DOUBLE PRECISION)) "
             "RETURNING topic",
             clean(topic),
             -1.0 if again_after is None else float(again_after),
@@ -72,6 +73,23 @@ class Settings:
             )
         )
 
+    async def stamp(self, name: str) -> None:
+        """Write the present time of the database as the value."""
+        await self._db.write(
+            lambda conn: conn.execute(
+                f"INSERT INTO setting (name, value) VALUES ($1, CAST({self._db.now} AS TEXT)) "
+                f"ON CONFLICT (name) DO UPDATE SET value = CAST({self._db.now} AS TEXT)",
+                name,
+            )
+        )
+
+    async def age(self, name: str) -> float | None:
+        """Seconds since :meth:`stamp`; None if it never was."""
+        age = await self._db.fetchval(
+            f"SELECT {self._db.now} - CAST(value AS DOUBLE PRECISION) FROM setting WHERE name = $1", name
+        )
+        return None if age is None else float(age)
+
 
 class Conversations:
     """Which Letta conversation a room has with an agent, and the memory it was last compiled with."""
@@ -79,9 +97,11 @@ class Conversations:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def get(self, agent_id: AgentID, room_id: RoomID) -> tuple[ConversationID, str] | None:
+    async def get(
+        self, agent_id: AgentID, room_id: RoomID, reader: Reader | None = None
+    ) -> tuple[ConversationID, str] | None:
         """The conversation and the fingerprint of the memory it knows."""
-        row = await self._db.fetchrow(
+        row = await (reader or self._db).fetchrow(
             "SELECT conversation_id, memory FROM conversation WHERE agent_id = $1 AND room_id = $2",
             agent_id,
             room_id,

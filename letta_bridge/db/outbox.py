@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ids import MXID, EventID, RoomID, TurnID
-from .database import Connection, Database, clean
+from .database import LONGEST_WAIT, Connection, Database, Reader, clean, due_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class OutboxRow:
-    """A row whose turn it is to be sent."""
+    """A row whose turn it is to be sent. ``device_id`` is that of its sender, ``""`` while it has none."""
 
     seq: int
     txn_id: str
@@ -40,6 +40,7 @@ class OutboxRow:
     attempts: int
     wait: float
     age: float
+    device_id: str
 
 
 class Outbox:
@@ -62,12 +63,12 @@ class Outbox:
             out.turn_id,
         )
 
-    async def head(self, room_id: RoomID) -> OutboxRow | None:
+    async def head(self, room_id: RoomID, reader: Reader | None = None) -> OutboxRow | None:
         """The oldest event of the room that waits to be sent."""
-        row = await self._db.fetchrow(
-            f"SELECT *, not_before - {self._db.now} AS wait, "
-            f"{self._db.now} - created_at AS age "
-            "FROM outbox WHERE room_id = $1 AND state = 'pending' ORDER BY seq LIMIT 1",
+        row = await (reader or self._db).fetchrow(
+            f"SELECT o.*, o.not_before - {self._db.now} AS wait, {self._db.now} - o.created_at AS age, a.device_id "
+            "FROM outbox o LEFT JOIN agent a ON a.mxid = o.sender AND a.device_made = 1 "
+            "WHERE o.room_id = $1 AND o.state = 'pending' ORDER BY o.seq LIMIT 1",
             room_id,
         )
         if row is None:
@@ -82,8 +83,9 @@ class Outbox:
             row["edits"],
             None if row["turn_id"] is None else TurnID(row["turn_id"]),
             row["attempts"],
-            float(row["wait"]),
+            due_in(float(row["wait"])),
             float(row["age"]),
+            row["device_id"] or "",
         )
 
     async def sent(self, conn: Connection, seq: int, event_id: EventID) -> None:
@@ -100,7 +102,7 @@ class Outbox:
         await conn.execute(
             f"UPDATE outbox SET attempts = attempts + 1, error = $3, not_before = {self._db.now} + $2 WHERE seq = $1",
             seq,
-            delay,
+            min(delay, LONGEST_WAIT),
             clean(error)[:300],
         )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ids import MXID, RoomID
-from .database import Connection, Database, clean
+from .database import Connection, Database, Reader, clean
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,11 @@ class Rooms:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def info(self, room_id: RoomID) -> RoomInfo:
+    async def info(self, room_id: RoomID, reader: Reader | None = None) -> RoomInfo:
         """The room as known now; an unknown room is empty."""
-        row = await self._db.fetchrow("SELECT name, encrypted, known, gap FROM room WHERE room_id = $1", room_id)
-        members = await self._db.fetch(
+        reader = reader or self._db
+        row = await reader.fetchrow("SELECT name, encrypted, known, gap FROM room WHERE room_id = $1", room_id)
+        members = await reader.fetch(
             "SELECT user_id, membership, displayname FROM member "
             "WHERE room_id = $1 AND membership IN ('join', 'invite') ORDER BY user_id",
             room_id,

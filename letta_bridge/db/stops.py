@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..ids import MXID, AgentID, EventID, RoomID, TurnID
-from .database import Connection, Database
+from .database import Connection, Database, Reader
 from .turns import OPEN, Turns, agent_lane
 
 
@@ -100,9 +100,9 @@ class Stops:
             int(stop.quiet),
         )
 
-    async def waiting(self, agent_id: AgentID) -> list[StopRequest]:
+    async def waiting(self, agent_id: AgentID, reader: Reader | None = None) -> list[StopRequest]:
         """Stops that the agent's lane has not served yet."""
-        rows = await self._db.fetch(
+        rows = await (reader or self._db).fetch(
             "SELECT * FROM stop_request WHERE agent_id = $1 AND done = 0 ORDER BY created_at", agent_id
         )
         return [

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..ids import MXID, AgentID, ConversationID, EventID, Otid, RoomID, RunID, TurnID
 from ..letta.errors import Kind
-from .database import Connection, Database, Row, clean
+from .database import LONGEST_WAIT, Connection, Database, Reader, Row, clean, due_in
 
 OPEN = "('queued', 'running')"
 OtidMaker = Callable[[EventID, int], Otid]
@@ -37,6 +37,7 @@ class TurnRow:
     run_id: str
     stop_by: str
     running_for: float
+    age: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,14 @@ class TurnMessage:
     sender: MXID
     text: str
     otid: Otid
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A turn that has just begun to run, and the messages that are handed over."""
+
+    turn: TurnRow
+    messages: list[TurnMessage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +198,12 @@ class Turns:
     def _lock_turn(self) -> str:
         return "FOR UPDATE OF t" if self._db.postgres else ""
 
-    async def recent_by(self, sender: MXID, seconds: float) -> int:
+    async def recent_by(self, sender: MXID, seconds: float, reader: Reader | None = None) -> int:
         """How many messages of ``sender`` were handed to agents in the last ``seconds``."""
         return int(
-            await self._db.fetchval(
+            await (reader or self._db).fetchval(
                 "SELECT COUNT(DISTINCT event_id) FROM turn_event WHERE sender = $1 "
-                f"AND created_at > {self._db.now} - $2",
+                f"AND created_at BETWEEN {self._db.now} - $2 AND {self._db.now}",
                 sender,
                 seconds,
             )
@@ -202,16 +211,14 @@ class Turns:
 
     # -- the agent's lane
 
-    async def head(self, lane: str) -> TurnRow | None:
+    async def head(self, lane: str, reader: Reader | None = None) -> TurnRow | None:
         """The turn whose turn it is: the one that is running, else the oldest that waits.
 
         A turn that waits for an approval lets those of other rooms (other conversations) pass, not those of its own.
         """
         blocked = f"b.state = 'queued' AND b.wait_reason = '{Kind.APPROVAL.value}' AND b.not_before > {self._db.now}"
-        row = await self._db.fetchrow(
-            f"SELECT *, not_before - {self._db.now} AS wait, "
-            f"COALESCE({self._db.now} - submitted_at, 0) AS running_for "
-            f"FROM turn t WHERE lane = $1 AND state IN {OPEN} "
+        row = await (reader or self._db).fetchrow(
+            f"SELECT {self._columns} FROM turn t WHERE lane = $1 AND state IN {OPEN} "
             "ORDER BY CASE WHEN state = 'running' THEN 0 ELSE 1 END, CASE WHEN EXISTS (SELECT 1 FROM turn b "
             f"WHERE b.lane = $1 AND b.room_id = t.room_id AND b.turn_id <= t.turn_id AND {blocked}) "
             "THEN 1 ELSE 0 END, turn_id LIMIT 1",
@@ -221,12 +228,16 @@ class Turns:
 
     async def get(self, turn_id: TurnID) -> TurnRow | None:
         """One turn."""
-        row = await self._db.fetchrow(
-            f"SELECT *, not_before - {self._db.now} AS wait, "
-            f"COALESCE({self._db.now} - submitted_at, 0) AS running_for FROM turn WHERE turn_id = $1",
-            turn_id,
-        )
+        row = await self._db.fetchrow(f"SELECT {self._columns} FROM turn WHERE turn_id = $1", turn_id)
         return None if row is None else _turn(row)
+
+    @property
+    def _columns(self) -> str:
+        now = self._db.now
+        return (
+            f"*, not_before - {now} AS wait, {now} - created_at AS age, "
+            f"COALESCE({now} - submitted_at, 0) AS running_for"
+        )
 
     async def messages(self, turn_id: TurnID) -> list[TurnMessage]:
         """The turn's messages in order, without those withdrawn."""
@@ -239,47 +250,45 @@ class Turns:
 
     async def begin(
         self, conn: Connection, turn_id: TurnID, conversation_id: ConversationID, otid_of: OtidMaker
-    ) -> list[TurnMessage] | None:
-        """``queued → running`` with a new attempt's otids stored before the call; None if it is not queued any more."""
+    ) -> Begun | None:
+        """``queued → running`` with a new attempt's otids stored before the call; None if it is not queued any more,
+        or somebody said stop.
+        """
         row = await conn.fetchrow(
-            f"UPDATE turn SET state = 'running', attempt = attempt + 1, conversation_id = $2, run_id = '', "
+            "UPDATE turn SET state = 'running', attempt = attempt + 1, conversation_id = $2, run_id = '', "
             f"accepted_at = NULL, submitted_at = {self._db.now} "
-            "WHERE turn_id = $1 AND state = 'queued' RETURNING attempt",
+            f"WHERE turn_id = $1 AND state = 'queued' AND stop_by = '' RETURNING {self._columns}",
             turn_id,
             conversation_id,
         )
         if row is None:
             return None
+        turn = _turn(row)
         rows = await conn.fetch(
             "SELECT event_id, sender, text FROM turn_event WHERE turn_id = $1 AND withdrawn = 0 ORDER BY position",
             turn_id,
         )
         messages = [
             TurnMessage(
-                EventID(r["event_id"]),
-                MXID(r["sender"]),
-                r["text"],
-                otid_of(EventID(r["event_id"]), row["attempt"]),
+                EventID(r["event_id"]), MXID(r["sender"]), r["text"], otid_of(EventID(r["event_id"]), turn.attempt)
             )
             for r in rows
         ]
-        for message in messages:
-            await conn.execute(
-                "UPDATE turn_event SET otid = $3 WHERE turn_id = $1 AND event_id = $2",
-                turn_id,
-                message.event_id,
-                message.otid,
-            )
-        return messages
+        await conn.executemany(
+            "UPDATE turn_event SET otid = $3 WHERE turn_id = $1 AND event_id = $2",
+            [(turn_id, message.event_id, message.otid) for message in messages],
+        )
+        return Begun(turn, messages)
 
-    async def accepted(self, conn: Connection, turn_id: TurnID, run_id: RunID) -> None:
-        """Letta named the run."""
-        await conn.execute(
+    async def accepted(self, conn: Connection, turn_id: TurnID, run_id: RunID) -> TurnRow | None:
+        """Letta named the run; the turn as it is then, None if it is not running any more."""
+        row = await conn.fetchrow(
             f"UPDATE turn SET run_id = $2, wait_reason = '', accepted_at = {self._db.now} "
-            "WHERE turn_id = $1 AND state = 'running'",
+            f"WHERE turn_id = $1 AND state = 'running' RETURNING {self._columns}",
             turn_id,
             run_id,
         )
+        return None if row is None else _turn(row)
 
     async def requeue(self, conn: Connection, turn_id: TurnID, *, delay: float, reason: str, failed: bool) -> None:
         """``running → queued``: it stays the head of its lane and is tried again after ``delay`` seconds."""
@@ -287,9 +296,16 @@ class Turns:
             "UPDATE turn SET state = 'queued', wait_reason = $3, failures = failures + $4, run_id = '', "
             f"not_before = {self._db.now} + $2 WHERE turn_id = $1 AND state IN {OPEN}",
             turn_id,
-            delay,
+            min(delay, LONGEST_WAIT),
             clean(reason)[:300],
             int(failed),
+        )
+
+    async def restamp(self, conn: Connection, turn_id: TurnID) -> None:
+        """The clock was set back since the turn began: its time is measured anew."""
+        await conn.execute(
+            f"UPDATE turn SET submitted_at = {self._db.now} WHERE turn_id = $1 AND submitted_at > {self._db.now}",
+            turn_id,
         )
 
     async def note_wait(self, conn: Connection, turn_id: TurnID, reason: str) -> None:
@@ -334,6 +350,9 @@ class Turns:
             "WHERE turn_id = $1 AND state = 'running' RETURNING turn_id",
             turn_id,
         )
+        if row is not None and self._db.postgres:
+            # whoever notes at this moment that something of the turn was sent sees it running: wait for them
+            await conn.fetch("SELECT 1 FROM outbox WHERE turn_id = $1 AND state = 'pending' FOR SHARE", turn_id)
         return row is not None
 
     async def close(self, conn: Connection, turn_id: TurnID, state: str, error: str = "") -> bool:
@@ -347,14 +366,15 @@ class Turns:
         )
         return row is not None
 
-    async def close_delivered(self, conn: Connection, turn_id: TurnID) -> None:
-        """``replying → done`` once nothing of the turn waits in the outbox."""
-        await conn.execute(
+    async def close_delivered(self, conn: Connection, turn_id: TurnID) -> bool:
+        """``replying → done`` once nothing of the turn waits in the outbox; whether that is so now."""
+        row = await conn.fetchrow(
             f"UPDATE turn SET state = 'done', finished_at = {self._db.now} WHERE turn_id = $1 "
             "AND state = 'replying' AND NOT EXISTS "
-            "(SELECT 1 FROM outbox o WHERE o.turn_id = $1 AND o.state = 'pending')",
+            "(SELECT 1 FROM outbox o WHERE o.turn_id = $1 AND o.state = 'pending') RETURNING turn_id",
             turn_id,
         )
+        return row is not None
 
     async def open_lanes(self) -> list[str]:
         """Agent lanes with open turns or stops."""
@@ -383,10 +403,30 @@ class Turns:
         rows = await conn.fetch(f"SELECT DISTINCT room_id FROM turn WHERE lane = $1 AND state IN {OPEN}", lane)
         return {row["room_id"] for row in rows}
 
-    async def running_rooms(self) -> list[tuple[AgentID, RoomID]]:
-        """Where a typing notice may stand since before the last stop."""
-        rows = await self._db.fetch("SELECT agent_id, room_id FROM turn WHERE state = 'running'")
-        return [(AgentID(row["agent_id"]), RoomID(row["room_id"])) for row in rows]
+    async def running_rooms(self, lane: str) -> list[RoomID]:
+        """Where a typing notice of the lane's agent may stand since before the lane was claimed."""
+        rows = await self._db.fetch("SELECT room_id FROM turn WHERE lane = $1 AND state = 'running'", lane)
+        return [RoomID(row["room_id"]) for row in rows]
+
+    async def cancelled_lately(self, lane: str, seconds: float) -> RunID | None:
+        """The run of the lane's newest turn if that ended otherwise than by an answer, not longer ago than this: the
+        run may still be live.
+        """
+        row = await self._db.fetchrow(
+            f"SELECT run_id, state, finished_at > {self._db.now} - $2 AS lately FROM turn "
+            "WHERE lane = $1 AND run_id <> '' AND turn_id > (SELECT MAX(turn_id) FROM turn) - 1000 "
+            "ORDER BY turn_id DESC LIMIT 1",
+            lane,
+            seconds,
+        )
+        if row is None or row["state"] not in ("cancelled", "dead") or not row["lately"]:
+            return None
+        return RunID(row["run_id"])
+
+    async def to_be_stopped(self) -> list[TurnID]:
+        """Running turns that somebody said stop to."""
+        rows = await self._db.fetch("SELECT turn_id FROM turn WHERE state = 'running' AND stop_by <> ''")
+        return [TurnID(row["turn_id"]) for row in rows]
 
 
 def _turn(row: Row) -> TurnRow:
@@ -402,9 +442,10 @@ def _turn(row: Row) -> TurnRow:
         row["state"],
         row["attempt"],
         row["failures"],
-        float(row["wait"]),
+        due_in(float(row["wait"])),
         row["wait_reason"],
         row["run_id"],
         row["stop_by"],
         float(row["running_for"]),
+        float(row["age"]),
     )

@@ -27,6 +27,7 @@ _TABLES = (
     "CREATE INDEX inbox_open ON inbox (room_id, (COALESCE(before_seq, seq)), (before_seq IS NULL), seq) "
     "WHERE state = 'new'",
     "CREATE INDEX inbox_room ON inbox (room_id, seq)",
+    "CREATE INDEX inbox_dead ON inbox (seq) WHERE state = 'dead'",
     # What an agent has to do: one run that answers one or more messages.
     """CREATE TABLE turn (
         turn_id         {serial},
@@ -102,6 +103,7 @@ _TABLES = (
         sent_at        DOUBLE PRECISION
     )""",
     "CREATE INDEX outbox_open ON outbox (room_id, seq) WHERE state = 'pending'",
+    "CREATE INDEX outbox_dead ON outbox (seq) WHERE state = 'dead'",
     "CREATE INDEX outbox_turn ON outbox (turn_id) WHERE turn_id IS NOT NULL",
     "CREATE INDEX outbox_event ON outbox (sent_event_id) WHERE sent_event_id <> ''",
     "CREATE INDEX outbox_edits ON outbox (edits) WHERE edits <> ''",

@@ -1,17 +1,24 @@
-"""What working on a turn needs, handed around as one thing."""
+"""What working on a room or on a turn needs, each handed around as one thing."""
 
 import time
 from dataclasses import dataclass, field
 
 from ..db.agents import Agents
-from ..db.memory import Conversations
+from ..db.database import Database
+from ..db.inbox import Inbox
+from ..db.memory import Conversations, Settings, Told
 from ..db.outbox import Outbox
+from ..db.rooms import Rooms
 from ..db.stops import Stops
 from ..db.turns import Turns
 from ..ids import AgentID, RunID
 from ..lanes import Lanes
 from ..letta.backend import Backend
 from ..letta.errors import Kind, LettaError
+from ..matrix.homeserver import Homeserver
+from ..mirror.directory import Directory
+from ..routing.permissions import Permissions
+from ..sight import BLIND, Sight
 from .presence import Presence
 from .sender import Sender
 from .troubles import Troubles
@@ -58,15 +65,21 @@ class TurnSettings:
 
 @dataclass(slots=True)
 class Outage:
-    """What this process saw of Letta being away."""
+    """What was seen of Letta being away: by this process, and by whoever had its lanes before."""
 
     refused_at: float = float("-inf")
+    noted_at: float = float("-inf")
+    """The ``refused_at`` that stands in the database."""
     _counts: dict[AgentID, int] = field(default_factory=dict)
 
     def seen(self, error: LettaError) -> None:
         """A call failed; when nothing listened at Letta's address, whatever it was running then has ended."""
         if error.refused:
             self.refused_at = time.monotonic()
+
+    def was_seen(self, seconds_ago: float) -> None:
+        """Somebody found nobody listening so long ago."""
+        self.refused_at = self.noted_at = max(self.refused_at, time.monotonic() - seconds_ago)
 
     def began_before(self, seconds_ago: float) -> bool:
         """Whether Letta was seen away after something that began ``seconds_ago``."""
@@ -84,9 +97,29 @@ class Outage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoomContext:
+    """The parts that dispatching a room's events touches."""
+
+    db: Database
+    homeserver: Homeserver
+    directory: Directory
+    permissions: Permissions
+    agents: Agents
+    inbox: Inbox
+    outbox: Outbox
+    turns: Turns
+    stops: Stops
+    rooms: Rooms
+    told: Told
+    lanes: Lanes
+    sight: Sight = BLIND
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TurnContext:
     """The parts that a turn touches."""
 
+    db: Database
     backend: Backend
     agents: Agents
     turns: Turns
@@ -97,7 +130,9 @@ class TurnContext:
     sender: Sender
     presence: Presence
     troubles: Troubles
+    notes: Settings
     settings: TurnSettings
+    sight: Sight = BLIND
     outage: Outage = field(default_factory=Outage)
     cancelled: dict[AgentID, RunID] = field(default_factory=dict)
-    """Runs that this process cancelled and that may not have ended yet."""
+    """Runs that were cancelled, by us or by who had the lane before, and that may not have ended yet."""

@@ -13,6 +13,8 @@ from ..matrix.homeserver import Homeserver, HomeserverError
 
 log = logging.getLogger(__name__)
 
+_READ_AFTER = 0.3
+"""Seconds until a receipt goes out: one for all that is read meanwhile, and an instant answer need not wait for it."""
 _AFTER = 1.0
 _SHOWN_FOR = 30.0
 _REFRESH = 20.0
@@ -30,11 +32,20 @@ class Presence:
         self._homeserver = homeserver
         self._due: dict[tuple[MXID, RoomID], float] = {}
         self._shown: set[tuple[MXID, RoomID]] = set()
+        self._read: dict[tuple[MXID, RoomID], EventID] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def read(self, puppet: MXID, room_id: RoomID, event_id: EventID) -> None:
-        """The puppet has read up to ``event_id``."""
-        self._spawn(self._receipt(puppet, room_id, event_id))
+        """The puppet has read up to ``event_id``: shown a moment later, together with what it reads until then."""
+        known = (puppet, room_id) in self._read
+        self._read[(puppet, room_id)] = event_id
+        if not known:
+            asyncio.get_running_loop().call_later(_READ_AFTER, self._send_receipt, puppet, room_id)
+
+    def _send_receipt(self, puppet: MXID, room_id: RoomID) -> None:
+        event_id = self._read.pop((puppet, room_id), None)
+        if event_id is not None:  # else it went out when everything was closed
+            self._spawn(self._receipt(puppet, room_id, event_id))
 
     async def _receipt(self, puppet: MXID, room_id: RoomID, event_id: EventID) -> None:
         faults.reach("receipt.before")
@@ -65,7 +76,7 @@ class Presence:
             self.end_typing(puppet, room_id)
 
     def end_typing(self, puppet: MXID, room_id: RoomID) -> None:
-        """End a notice that an earlier process may have left behind."""
+        """End a notice that another process may have left behind."""
         self._spawn(self._homeserver.intent(puppet).typing(room_id, 0))
 
     def _spawn(self, call: Coroutine[Any, Any, None]) -> None:
@@ -82,7 +93,9 @@ class Presence:
                     log.debug("hint not sent", extra={"action": "hint_lost", "why": str(error)})
 
     async def close(self) -> None:
-        """End every notice that is shown and wait for what is under way."""
+        """End every notice that is shown, send the receipts that wait, and wait for what is under way."""
+        for puppet, room_id in list(self._read):
+            self._send_receipt(puppet, room_id)
         for puppet, room_id in list(self._shown):
             self.stop_typing(puppet, room_id)
         if self._tasks:

@@ -1,48 +1,70 @@
 """Reading a stream with patience: the next event, or the moment when something else is due."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
-from typing import Any
 
 from ..letta.backend import TurnEvent
 
+_AHEAD = 256
+"""Events read ahead at most: a stream is not read faster than its answer is shown for long."""
+
 
 class StreamReader:
-    """Reads one event ahead in a task of its own, so that waiting for it can end early without losing it."""
+    """Reads ahead in a task of its own, so that waiting for an event can end early without losing it."""
 
     def __init__(self, stream: AsyncIterator[TurnEvent]) -> None:
         self._stream = stream
-        self._next: asyncio.Task[TurnEvent | None] | None = None
+        self._events: deque[TurnEvent] = deque()
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
-    async def _read(self) -> TurnEvent | None:
+    async def _read(self) -> None:
         try:
-            return await anext(self._stream)
-        except StopAsyncIteration:
-            return None
+            async for event in self._stream:
+                self._events.append(event)
+                self._news.set()
+                if len(self._events) >= _AHEAD:
+                    self._room.clear()
+                    await self._room.wait()
+        finally:
+            self._news.set()
 
-    async def wait(self, patience: float | None, also: "asyncio.Task[Any] | None") -> bool:
-        """Wait until :meth:`take` has something, ``patience`` seconds passed, or ``also`` is done.
+    def nudge(self) -> None:
+        """End the present :meth:`wait`, or the next one that would have to wait."""
+        self._news.set()
+
+    async def wait(self, patience: float | None) -> bool:
+        """Wait until :meth:`take` has something, ``patience`` seconds passed, or somebody nudges.
 
         Returns whether :meth:`take` has something.
         """
-        if self._next is None:
-            self._next = asyncio.create_task(self._read())
-        tasks: set[asyncio.Task[Any]] = {self._next} if also is None else {self._next, also}
-        await asyncio.wait(tasks, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-        return self._next.done()
+        if self._task is None:
+            self._task = asyncio.create_task(self._read())
+        if not self._events and not self._task.done():
+            try:
+                async with asyncio.timeout(patience):
+                    await self._news.wait()
+            except TimeoutError:
+                return False
+            self._news.clear()
+        return bool(self._events) or self._task.done()
 
     def take(self) -> TurnEvent | None:
         """The event that is there, or None at the end of the stream. Raises what reading raised."""
-        assert self._next is not None
-        task, self._next = self._next, None
-        return task.result()
+        if self._events:
+            self._room.set()
+            return self._events.popleft()
+        assert self._task is not None
+        self._task.result()
+        return None
 
     async def aclose(self) -> None:
         """Stop reading and close the stream; the run itself goes on."""
-        if self._next is not None:
-            self._next.cancel()
-            await asyncio.gather(self._next, return_exceptions=True)
-            self._next = None
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         close = getattr(self._stream, "aclose", None)
         if close is not None:
             await close()

@@ -76,7 +76,10 @@ class Replies:
         )
 
     def _head(self, text: str) -> str:
-        return split(text, self._part_bytes)[0] if len(text) * 4 > self._part_bytes else text
+        if len(text) * 4 <= self._part_bytes:
+            return text
+        parts = split(text[: 2 * self._part_bytes], self._part_bytes)  # what comes later changes nothing in the first
+        return parts[0] if parts else ""
 
     def _answer(self, speech: Speech, text: str) -> Outgoing:
         return message(

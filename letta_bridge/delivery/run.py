@@ -9,7 +9,7 @@ from contextlib import aclosing
 from .. import errors, faults
 from ..db.database import Connection
 from ..db.outbox import Outgoing
-from ..db.turns import TurnMessage
+from ..db.turns import Begun, TurnMessage, TurnRow
 from ..errors import Fate
 from ..ids import MAIN_CONVERSATION, PREFIX, ConversationID, EventID, Otid, RoomID, RunID, make_otid
 from ..letta.backend import (
@@ -27,7 +27,7 @@ from ..letta.errors import Delivery, Kind, LettaError
 from .reader import StreamReader
 from .replies import Replies
 from .speech import Renderer, whole
-from .turnwork import TurnWork
+from .turnwork import TurnWork, beside
 
 log = logging.getLogger(__name__)
 
@@ -46,52 +46,87 @@ class TurnRun(TurnWork):
 
     _probing = False
     _resumed = False
+    _noting: "asyncio.Task[None] | None" = None
+    """Writes down the run's name while its answer is read on."""
 
     async def start(self) -> float | None:
         """``queued``: hand the messages over and follow the run."""
-        await self._reread()  # a stop may have come since the lane looked
-        turn = self._turn
         if self.stop.is_set():
             return await self._close_stopped()
         try:
             await self._let_cancelled_run_end()
-            conversation = await self._conversation()
+            conversation, memory = await self._conversation()
         except LettaError as error:
             return await self._failed(error)
+        # the look at the agent's memory and the commit do not wait for each other
+        looking = asyncio.create_task(self._refresh(conversation, memory))
+        try:
+            begun = await self._begin(conversation)
+            if begun is None:
+                return await self._close_untouched()
+            await looking
+        except LettaError as error:
+            return await self._failed(error)
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+        return await self._hand_over(conversation, begun.messages)
+
+    async def _begin(self, conversation: ConversationID) -> Begun | None:
+        """``running``, with the messages' otids stored; None when nothing is left to be handed over."""
+        turn = self._turn
 
         def otid(event_id: EventID, attempt: int) -> Otid:
             return make_otid(turn.agent_id, conversation, event_id, attempt)
 
-        messages = await self._c.lanes.write(
+        begun = await self._c.lanes.write(
             self._fence, lambda conn: self._c.turns.begin(conn, turn.turn_id, conversation, otid)
         )
-        if not messages:  # stopped or withdrawn at the last moment
-            await self._close("cancelled", "withdrawn")
+        if begun is None or not begun.messages:
             return None
+        self._c.sight.turn_begun(turn.turn_id, turn.attempt)
         faults.reach("turn.begun")
+        self._take(begun.turn)
+        self._shown_before = begun.turn.attempt > 1
+        return begun
+
+    async def _close_untouched(self) -> float | None:
+        """Stopped or withdrawn at the last moment."""
         await self._reread()
+        if self.stop.is_set():
+            return await self._close_stopped()
+        await self._close("cancelled", "withdrawn")
+        return None
+
+    async def _hand_over(self, conversation: ConversationID, messages: list[TurnMessage]) -> float | None:
+        turn = self._turn
         prompts = [Prompt(message.otid, message.text) for message in messages]
+        self._c.lanes.check(self._fence)  # who was frozen here may have an heir that hands them over
         stream = self._c.backend.send(turn.agent_id, conversation, prompts, deadline=self._c.settings.timeout)
         return await self._follow(stream, messages)
 
-    async def _conversation(self) -> ConversationID:
-        """The conversation of the room with the agent, knowing the agent's present memory."""
+    async def _conversation(self) -> tuple[ConversationID, str]:
+        """The conversation of the room with the agent, and the memory that it knows."""
         turn = self._turn
-        agent = await self._c.agents.get(turn.agent_id)
-        if agent is not None and agent.portal_room == turn.room_id:
-            return MAIN_CONVERSATION
+        if self._agent.portal_room == turn.room_id:
+            return MAIN_CONVERSATION, ""
         known = await self._c.conversations.get(turn.agent_id, turn.room_id)
         if known is None:
             label = f"{PREFIX} {turn.room_id}"
             known = (await self._c.backend.open_conversation(turn.agent_id, label), "")
-        conversation, memory = known
+        return known
+
+    async def _refresh(self, conversation: ConversationID, memory: str) -> None:
+        """Let the conversation know the agent's present memory."""
+        if conversation == MAIN_CONVERSATION:
+            return
+        turn = self._turn
         fresh = await self._c.backend.refresh_memory(turn.agent_id, conversation, memory)
         if fresh != memory or not memory:
             await self._c.lanes.write(
                 self._fence,
                 lambda conn: self._c.conversations.set(conn, turn.agent_id, turn.room_id, conversation, fresh),
             )
-        return conversation
 
     # -- a run that was left behind
 
@@ -100,6 +135,10 @@ class TurnRun(TurnWork):
         guess.
         """
         await self._reread()
+        if self._turn.running_for < 0:
+            turn_id = self._turn.turn_id
+            await self._c.lanes.write(self._fence, lambda conn: self._c.turns.restamp(conn, turn_id))
+            await self._reread()
         turn = self._turn
         messages = await self._c.turns.messages(turn.turn_id)
         try:
@@ -220,17 +259,18 @@ class TurnRun(TurnWork):
 
     async def _listen(self, reader: StreamReader, renderer: Renderer, replies: Replies) -> None:
         """Take in the stream and show what is due, until the run ends or is stopped."""
-        stopping = asyncio.create_task(self.stop.wait())
+        stopping = asyncio.create_task(self._nudge_when_stopped(reader))
         try:
             while True:
-                watched = None if self.stop.is_set() else stopping
-                arrived = await reader.wait(self._patience(renderer), watched)
+                patience = self._patience(renderer)
+                arrived = await reader.wait(patience)
                 if self.stop.is_set() and self._turn.run_id:
                     await self._cancel_run()
                     return
                 # what is due is shown although more arrives all the time; a run that is to be stopped and has no name
                 # yet is cancelled once it has one
-                if not self.stop.is_set() and self._patience(renderer) == 0.0:
+                if not self.stop.is_set() and (not arrived or patience == 0.0):
+                    await self._noted()
                     await self._show(renderer, replies)
                 if not arrived:
                     continue
@@ -239,14 +279,30 @@ class TurnRun(TurnWork):
                     return
                 if isinstance(event, RunStarted):
                     renderer.accepted(time.monotonic())
-                    await self._accepted(event.run_id, replies)
+                    self._noting = asyncio.create_task(self._accepted(event.run_id, replies, reader))
                     continue
                 completed = renderer.feed(event)
                 faults.reach("turn.chunk")
                 if completed and renderer.ended is None:
+                    await self._noted()
                     await self._add(await self._final(replies, completed))
+        except asyncio.CancelledError:
+            if self._noting is not None:
+                self._noting.cancel()  # what is being written is written all the same
+            raise
         finally:
             stopping.cancel()
+            await self._noted()
+
+    async def _noted(self) -> None:
+        """Wait until the run's name is written down. Raises what that raised."""
+        if self._noting is not None:
+            noting, self._noting = self._noting, None
+            await noting
+
+    async def _nudge_when_stopped(self, reader: StreamReader) -> None:
+        await self.stop.wait()
+        reader.nudge()
 
     def _patience(self, renderer: Renderer) -> float | None:
         waits = [self._c.presence.due(self._puppet, self._turn.room_id)]
@@ -254,20 +310,24 @@ class TurnRun(TurnWork):
             waits.append(renderer.due(time.monotonic()))
         return min((wait for wait in waits if wait is not None), default=None)
 
-    async def _accepted(self, run_id: RunID, replies: Replies) -> None:
+    async def _accepted(self, run_id: RunID, replies: Replies, reader: StreamReader) -> None:
         turn = self._turn
+        self._c.sight.turn_accepted(turn.turn_id)
         self._c.outage.over(turn.agent_id)
 
-        async def work(conn: Connection) -> list[RoomID]:
-            await self._c.turns.accepted(conn, turn.turn_id, run_id)
+        async def work(conn: Connection) -> tuple[TurnRow | None, list[RoomID]]:
+            now = await self._c.turns.accepted(conn, turn.turn_id, run_id)
             # while a run that Letta may have forgotten is tried, nothing is over yet
-            return [] if self._probing else await self._c.troubles.over(conn, turn, self._puppet)
+            return now, [] if self._probing else await self._c.troubles.over(conn, turn, self._puppet)
 
         faults.reach("turn.named")
-        for room_id in await self._c.lanes.write(self._fence, work):
+        now, rooms = await self._c.lanes.write(self._fence, work)
+        for room_id in rooms:
             self._c.lanes.wake(f"send:{room_id}")
         faults.reach("turn.accepted")
-        await self._reread()
+        if now is not None:
+            self._take(now)
+        reader.nudge()  # a stop may have waited for the name
         self._c.presence.read(self._puppet, turn.room_id, replies.last_event)
         self._c.presence.expect_typing(self._puppet, turn.room_id)
 
@@ -279,16 +339,16 @@ class TurnRun(TurnWork):
             return
         text = speech.text
         if not speech.shown_txn:
-            opening = replies.opening(speech)
+            opening = await beside(speech, lambda: replies.opening(speech))
             await self._add([opening])
             await self._c.sender.confirmed(opening.txn_id, _OPENING_CONFIRM)
             renderer.first_shown(speech, opening.txn_id, text, time.monotonic())
             return
         event_id = await self._c.outbox.event_of(speech.shown_txn)
         if event_id is not None:
-            edit = replies.live_edit(speech, text)
+            edit = await beside(speech, lambda: replies.live_edit(speech, text))
             content = {**edit.content, "m.relates_to": {"rel_type": "m.replace", "event_id": event_id}}
-            await self._c.sender.edit_now(self._puppet, self._turn.room_id, content, edit.txn_id)
+            await self._c.sender.edit_now(self._fence, self._puppet, self._turn.room_id, content, edit.txn_id)
         renderer.edited(speech, text, time.monotonic())
 
     async def _let_cancelled_run_end(self) -> None:
@@ -326,17 +386,19 @@ class TurnRun(TurnWork):
             rows += await self._final(replies, speech)
         rows += replies.closing(renderer)
 
-        async def work(conn: Connection) -> list[RoomID]:
-            rooms = await self._c.troubles.over(conn, turn, self._puppet)
+        async def work(conn: Connection) -> tuple[list[RoomID], bool]:
+            rooms, done = await self._c.troubles.over(conn, turn, self._puppet), False
             if await self._c.turns.replying(conn, turn.turn_id):
                 for row in rows:
                     await self._c.outbox.add(conn, row)
-                await self._c.turns.close_delivered(conn, turn.turn_id)
+                done = await self._c.turns.close_delivered(conn, turn.turn_id)
             for room_id in [*rooms, turn.room_id]:
                 await self._c.lanes.announce(conn, f"send:{room_id}")
-            return rooms
+            return rooms, done
 
-        told = await self._c.lanes.write(self._fence, work)
+        told, done = await self._c.lanes.write(self._fence, work)
+        if done:  # all of it stood in the room already
+            self._c.sight.turn_ended(turn.turn_id, "done")
         faults.reach("turn.replied")
         for room_id in [*told, turn.room_id]:
             self._c.lanes.wake(f"send:{room_id}")
@@ -349,6 +411,8 @@ class TurnRun(TurnWork):
         if error.kind is Kind.TIMEOUT and named and self._probing:
             return await self._cancel_orphan()
         if error.kind is Kind.TIMEOUT and named:
+            extra = {"action": "turn_timeout", "turn": self._turn.turn_id, "limit": self._c.settings.timeout}
+            log.warning("turn took too long", extra=extra)
             await self._cancel_run()
             return await self._give_up(Kind.TIMEOUT)
         if error.delivery is Delivery.NO:

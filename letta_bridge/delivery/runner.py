@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import logging
 
-from ..db.database import DATABASE_ERRORS, Connection
+from ..db.agents import AgentRow
+from ..db.database import DATABASE_ERRORS, Connection, Reader
 from ..db.stops import StopRequest
-from ..db.turns import TurnRow
+from ..db.turns import TurnRow, agent_lane
 from ..errors import stopped
-from ..ids import MAIN_CONVERSATION, MXID, AgentID, ConversationID, RoomID, TurnID
+from ..ids import MAIN_CONVERSATION, AgentID, ConversationID, RoomID, TurnID
 from ..lanes import Fence, FencedError
 from ..letta.errors import Kind, LettaError
 from .context import TurnContext
@@ -18,6 +19,8 @@ from .run import TurnRun
 log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE = 30.0
+_REFUSED_AT = "letta_refused_at"
+_NOTE_AGAIN = 5.0
 
 
 class Runner:
@@ -29,6 +32,7 @@ class Runner:
         self._unsure: set[tuple[AgentID, RoomID]] = set()
         self._finished: set[tuple[AgentID, RoomID]] = set()
         self._strikes: dict[TurnID, int] = {}
+        self._epochs: dict[str, int] = {}
         context.lanes.on_signal("stop", self._stop_signal)
 
     def _stop_signal(self, text: str) -> None:
@@ -36,12 +40,22 @@ class Runner:
         if event is not None:
             event.set()
 
+    async def look_for_stops(self) -> list[str]:
+        """Act on stops of which no signal came (the connection for signals was lost). Names no lanes."""
+        if self._stops:
+            for turn_id in await self._c.turns.to_be_stopped():
+                self._stop_signal(str(turn_id))
+        return []
+
     async def handle(self, fence: Fence) -> float | None:
         """Work through the agent's turns until there is nothing to do now."""
         agent_id = AgentID(fence.lane.partition(":")[2])
+        if self._epochs.get(fence.lane) != fence.epoch:
+            await self._take_over(fence, agent_id)
+            self._epochs[fence.lane] = fence.epoch
         while not self._c.lanes.closing:
-            turn = await self._c.turns.head(fence.lane)
-            for stop in await self._c.stops.waiting(agent_id):
+            turn, stops, agent = await self._c.db.read(lambda reader: self._look(reader, agent_id))
+            for stop in stops:
                 if not (stop.stopped and turn is not None and turn.stop_by and turn.room_id == stop.room_id):
                     await self._serve_stop(fence, stop)
                 # else: the run that it stops is still to be dealt with
@@ -50,22 +64,48 @@ class Runner:
             if turn.wait > 0:
                 await self._explain_wait(fence, turn)
                 return turn.wait
-            agent = await self._c.agents.get(agent_id)
             if agent is None:
                 await self._drop(fence, turn)
                 continue
-            pause = await self._turn(fence, turn, agent.mxid)
+            pause = await self._turn(fence, turn, agent)
             if pause is not None:
                 return pause
         return None
 
-    async def _turn(self, fence: Fence, turn: TurnRow, puppet: MXID) -> float | None:
+    async def _look(
+        self, reader: Reader, agent_id: AgentID
+    ) -> tuple[TurnRow | None, list[StopRequest], AgentRow | None]:
+        turn = await self._c.turns.head(agent_lane(agent_id), reader)
+        stops = await self._c.stops.waiting(agent_id, reader)
+        return turn, stops, None if turn is None else await self._c.agents.get(agent_id, reader)
+
+    async def _take_over(self, fence: Fence, agent_id: AgentID) -> None:
+        """The lane was another process's: what that one showed, cancelled and saw."""
+        if agent := await self._c.agents.get(agent_id):
+            for room_id in await self._c.turns.running_rooms(fence.lane):
+                self._c.presence.end_typing(agent.mxid, room_id)
+        run_id = await self._c.turns.cancelled_lately(fence.lane, self._c.settings.settle)
+        if run_id is not None:
+            self._c.cancelled.setdefault(agent_id, run_id)
+        if (seconds := await self._c.notes.age(_REFUSED_AT)) is not None:
+            self._c.outage.was_seen(seconds)
+
+    async def _note_outage(self) -> None:
+        """Let other replicas, and our next start, know that Letta was away: runs from before then are over."""
+        outage = self._c.outage
+        if outage.refused_at > outage.noted_at + _NOTE_AGAIN:
+            outage.noted_at = outage.refused_at
+            await self._c.notes.stamp(_REFUSED_AT)
+
+    async def _turn(self, fence: Fence, turn: TurnRow, agent: AgentRow) -> float | None:
         """Start a queued turn, or find out what became of one that was running when its owner went away."""
-        run = TurnRun(self._c, fence, turn, puppet)
+        run = TurnRun(self._c, fence, turn, agent)
+        self._c.sight.turn_taken(turn.turn_id, turn.age)
         self._stops[turn.turn_id] = run.stop
         try:
             pause = await (run.start() if turn.state == "queued" else run.recover())
             self._strikes.pop(turn.turn_id, None)
+            await self._note_outage()
             return pause
         except (FencedError, *DATABASE_ERRORS):
             raise
@@ -92,6 +132,7 @@ class Runner:
         await self._c.lanes.write(
             fence, lambda conn: self._c.turns.close(conn, turn.turn_id, "dead", "the agent is not known any more")
         )
+        self._c.sight.turn_ended(turn.turn_id, "dead")
 
     async def _explain_wait(self, fence: Fence, turn: TurnRow) -> None:
         """Somebody wrote while the lane waits: they are told why, too."""

@@ -18,6 +18,7 @@ from ..ids import MXID, EventID, RoomID
 from ..lanes import Fence, Lanes
 from ..matrix.homeserver import Homeserver, HomeserverError, Intent
 from ..mirror.bot import DEVICE_NAME
+from ..sight import BLIND, Sight
 from .outgoing import CONTENT_KEY, ReplyTarget, Voice, notice
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ _MEMORY_WITH_DEVICE = 20 * 3600.0
 """Synapse keeps transaction ids of devices about 24 hours."""
 _MEMORY_WITHOUT_DEVICE = 25 * 60.0
 """Without a device it keeps them 30 to 60 minutes, in memory."""
+_CLOCK_SLACK = 60.0
 _LONGEST_BACK_OFF = 60.0
 _MOST_TRIES = 30
 """An event that is refused in an odd way for about half an hour is the cause of it."""
@@ -37,8 +39,16 @@ class Sender:
     """Handler of ``send:`` lanes, and the pacing of live edits."""
 
     def __init__(
-        self, homeserver: Homeserver, outbox: Outbox, turns: Turns, agents: Agents, lanes: Lanes, bot: MXID
+        self,
+        homeserver: Homeserver,
+        outbox: Outbox,
+        turns: Turns,
+        agents: Agents,
+        lanes: Lanes,
+        bot: MXID,
+        sight: Sight = BLIND,
     ) -> None:
+        self._sight = sight
         self._homeserver = homeserver
         self._outbox = outbox
         self._turns = turns
@@ -52,10 +62,11 @@ class Sender:
     async def handle(self, fence: Fence) -> float | None:
         """Send all that can be sent now from the room of the lane."""
         room_id = RoomID(fence.lane.partition(":")[2])
-        while (row := await self._outbox.head(room_id)) is not None:
+        row = await self._outbox.head(room_id)
+        while row is not None:
             if row.wait > 0:
                 return row.wait
-            await self._send(fence, row)
+            row = await self._send(fence, row)
         return None
 
     async def confirmed(self, txn_id: str, timeout: float) -> EventID | None:
@@ -76,21 +87,32 @@ class Sender:
         finally:
             self._waiting.pop(txn_id, None)
 
-    async def edit_now(self, sender: MXID, room_id: RoomID, content: Mapping[str, Any], txn_id: str) -> bool:
-        """Try a live edit once; it is shed when the homeserver is slow, limits us, or fails. Finals never are."""
+    async def edit_now(
+        self, fence: Fence, sender: MXID, room_id: RoomID, content: Mapping[str, Any], txn_id: str
+    ) -> bool:
+        """Try a live edit once; it is shed when the homeserver is slow, limits us, or fails. Finals never are.
+
+        Raises:
+            FencedError: another replica may have the turn; its final must stay the newest edit.
+        """
         loop = asyncio.get_running_loop()
         if loop.time() < self._no_edits_before.get((sender, room_id), 0.0):
+            self._sight.live_edit("shed")
             return False
         faults.reach("edit.before")
         try:
             async with asyncio.timeout(10):
-                await (await self._intent(sender)).send(room_id, "m.room.message", content, txn_id)
+                intent = await self._intent(sender)
+                self._lanes.check(fence)
+                await intent.send(room_id, "m.room.message", content, txn_id)
         except (HomeserverError, TimeoutError) as error:
             pause = getattr(error, "retry_after", None) or 3.0
             self._no_edits_before[(sender, room_id)] = loop.time() + pause
+            self._sight.live_edit("shed")
             log.debug("live edit shed", extra={"action": "edit_shed", "room": room_id, "why": str(error)})
             return False
         faults.reach("edit.after")
+        self._sight.live_edit("sent")
         return True
 
     # -- one event
@@ -101,36 +123,46 @@ class Sender:
         agent = await self._agents.by_mxid(sender)
         return self._homeserver.intent(sender, agent.device_id if agent and agent.device_made else None)
 
-    async def _send(self, fence: Fence, row: OutboxRow) -> None:
+    async def _send(self, fence: Fence, row: OutboxRow) -> OutboxRow | None:
+        """Try to send the head of a room; returns what is its head then."""
         content = dict(row.content)
         if row.edits:
             target = await self._outbox.event_of(row.edits)
             if target is None:
                 await self._bury(fence, row, "the event that it edits was never sent", silent=True)
-                return
+                return await self._outbox.head(row.room_id)
             content["m.relates_to"] = {"rel_type": "m.replace", "event_id": target}
-        intent = await self._intent(row.sender)
+        intent = self._homeserver.intent(row.sender, row.device_id or None)
         faults.reach("send.before")
         try:
             event_id = await self._found(intent, row) or await intent.send(row.room_id, row.type, content, row.txn_id)
         except HomeserverError as error:
             await self._failed(fence, row, intent, error)
-            return
+            return await self._outbox.head(row.room_id)
 
         faults.reach("send.after")
 
-        async def work(conn: Connection) -> None:
+        async def work(conn: Connection) -> tuple[bool, OutboxRow | None]:
             await self._outbox.sent(conn, row.seq, event_id)
-            if row.turn_id is not None:
-                await self._turns.close_delivered(conn, row.turn_id)
+            done = row.turn_id is not None and await self._turns.close_delivered(conn, row.turn_id)
+            return done, await self._outbox.head(row.room_id, conn)
 
-        await self._lanes.write(fence, work)
+        done, following = await self._lanes.write(fence, work)
+        self._tell(row, done)
         faults.reach("send.recorded")
         self._resolve(row.txn_id, event_id)
+        return following
+
+    def _tell(self, row: OutboxRow, done: bool) -> None:
+        kind = "notice" if row.content.get("msgtype") == "m.notice" else "edit" if row.edits else "answer"
+        self._sight.sent(kind, row.turn_id)
+        if done and row.turn_id is not None:
+            self._sight.turn_ended(row.turn_id, "done")
 
     async def _found(self, intent: Intent, row: OutboxRow) -> EventID | None:
         """Older than the homeserver's memory of transaction ids: look whether an earlier try arrived."""
-        if row.age < (_MEMORY_WITH_DEVICE if intent.has_device else _MEMORY_WITHOUT_DEVICE):
+        memory = _MEMORY_WITH_DEVICE if intent.has_device else _MEMORY_WITHOUT_DEVICE
+        if -_CLOCK_SLACK < row.age < memory:  # from the future: the clock was set back, so nothing is known of its age
             return None
         start: str | None = None
         for _ in range(_LOOK_PAGES):
@@ -167,6 +199,7 @@ class Sender:
         else:
             await self._bury(fence, row, str(error), silent=error.forbidden)
             return
+        self._sight.retried("send")
         await self._lanes.write(fence, lambda conn: self._outbox.postpone(conn, row.seq, delay, str(error)))
 
     async def _renew_device(self, sender: MXID, intent: Intent) -> None:
@@ -195,16 +228,17 @@ class Sender:
         log.error("event cannot be sent", extra={"action": "dead_letter", "room": row.room_id, "why": why})
         is_answer = row.content.get("msgtype") != "m.notice"
 
-        async def work(conn: Connection) -> None:
+        async def work(conn: Connection) -> bool:
             await self._outbox.bury(conn, row.seq, why)
             if is_answer and not silent:
                 voice = Voice(row.sender, row.room_id)
                 out = notice(voice, errors.NOT_SHOWN, ReplyTarget(), source=row.txn_id, kind="dead")
                 await self._outbox.add(conn, out)
-            if row.turn_id is not None:
-                await self._turns.close_delivered(conn, row.turn_id)
+            return row.turn_id is not None and await self._turns.close_delivered(conn, row.turn_id)
 
-        await self._lanes.write(fence, work)
+        if await self._lanes.write(fence, work) and row.turn_id is not None:
+            self._sight.turn_ended(row.turn_id, "done")
+        self._sight.buried("outbox")
         self._repaired.discard(row.seq)
         self._resolve(row.txn_id, None)
 

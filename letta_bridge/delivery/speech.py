@@ -26,6 +26,16 @@ class Speech:
     edits: int = 0
     next_edit: float = 0.0
     shown: str = ""
+    length: int = 0
+    """Characters so far: of a text of thousands of pieces that is still growing, these two must cost nothing."""
+    visible: bool = False
+    """Whether there is more than blanks."""
+
+    def add(self, piece: str) -> None:
+        """It goes on."""
+        self.pieces.append(piece)
+        self.length += len(piece)
+        self.visible = self.visible or bool(piece.strip())
 
     @property
     def text(self) -> str:
@@ -71,11 +81,12 @@ class Renderer:
     def _text(self, event: Text) -> Speech | None:
         last = self.speeches[-1] if self.speeches else None
         if last is not None and last.message_id == event.message_id and not last.complete:
-            last.pieces.append(event.delta)
+            last.add(event.delta)
             return None
         completed = self._complete_last()
         if event.delta:
-            self.speeches.append(Speech(len(self.speeches), event.message_id, [event.delta]))
+            self.speeches.append(Speech(len(self.speeches), event.message_id))
+            self.speeches[-1].add(event.delta)
         return completed
 
     def _complete_last(self) -> Speech | None:
@@ -87,7 +98,7 @@ class Renderer:
     @property
     def live(self) -> Speech | None:
         """The message that is being said, if one is."""
-        if self.speeches and not self.speeches[-1].complete and self.speeches[-1].text.strip():
+        if self.speeches and not self.speeches[-1].complete and self.speeches[-1].visible:
             return self.speeches[-1]
         return None
 
@@ -98,7 +109,7 @@ class Renderer:
             return None
         if not speech.shown_txn:
             return max(0.0, self._accepted_at + self._first_event_s - now)
-        if speech.edits >= self._max_edits - 1 or speech.text == speech.shown:
+        if speech.edits >= self._max_edits - 1 or speech.length == len(speech.shown):
             return None
         return max(0.0, speech.next_edit - now)
 

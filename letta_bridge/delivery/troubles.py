@@ -76,6 +76,7 @@ class Troubles:
                     source = f"{turn.source}|{room}|{turn.attempt}"
                     out = notice(voice, recovery, ReplyTarget(), source=source, kind=f"over:{kind.value}")
                     await self._outbox.add(conn, out)
+                    await self._lanes.announce(conn, f"send:{room}")
                     rooms.append(RoomID(room))
         return rooms
 

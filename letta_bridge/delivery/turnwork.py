@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from .. import errors
+from ..db.agents import AgentRow
 from ..db.database import Connection
 from ..db.outbox import Outgoing
 from ..db.turns import TurnMessage, TurnRow
-from ..ids import MXID
 from ..lanes import Fence
 from ..letta.errors import Kind
 from .context import TurnContext
@@ -17,8 +18,17 @@ from .speech import Speech
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _BROKEN_MARK = "\n\n*(broken off)*"
 _STOPPED_MARK = "\n\n*(stopped)*"
+_RENDER_BESIDE = 2000
+"""Characters; a table of so many takes about 20 ms."""
+
+
+async def beside(speech: Speech, render: Callable[[], T]) -> T:
+    """What ``render`` makes of a message: Markdown takes its time, so a long one is rendered beside the event loop."""
+    return await asyncio.to_thread(render) if speech.length > _RENDER_BESIDE else render()
 
 
 class TurnWork:
@@ -28,11 +38,14 @@ class TurnWork:
     ``finished`` that it came too late.
     """
 
-    def __init__(self, context: TurnContext, fence: Fence, turn: TurnRow, puppet: MXID) -> None:
+    def __init__(self, context: TurnContext, fence: Fence, turn: TurnRow, agent: AgentRow) -> None:
         self._c = context
         self._fence = fence
         self._turn = turn
-        self._puppet = puppet
+        self._agent = agent
+        self._puppet = agent.mxid
+        self._shown_before = True
+        """Whether something of the answer may have been shown by an earlier attempt or owner."""
         self.unsure = False
         self.finished = False
         self._speeches: list[Speech] = []
@@ -48,12 +61,12 @@ class TurnWork:
     async def _final(self, replies: Replies, speech: Speech, suffix: str = "") -> list[Outgoing]:
         """The final of a message; what an earlier attempt or owner showed of it is edited."""
         opened = bool(speech.shown_txn)
-        if not opened:
+        if not opened and self._shown_before:
             shown = await self._c.outbox.content_of(replies.first_txn(speech.index))
             if shown is not None:
-                rows = replies.final(speech, suffix, opened=False)
+                rows = await beside(speech, lambda: replies.final(speech, suffix, opened=False))
                 opened = bool(rows) and shown.get("body") != rows[0].content.get("body")
-        return replies.final(speech, suffix, opened=opened)
+        return await beside(speech, lambda: replies.final(speech, suffix, opened=opened))
 
     async def _add(self, rows: Sequence[Outgoing]) -> None:
         async def work(conn: Connection) -> None:
@@ -66,14 +79,17 @@ class TurnWork:
             self._c.lanes.wake(f"send:{self._turn.room_id}")
 
     async def _close(self, state: str, why: str, rows: Sequence[Outgoing] = ()) -> None:
-        async def work(conn: Connection) -> None:
-            if await self._c.turns.close(conn, self._turn.turn_id, state, why):
+        async def work(conn: Connection) -> bool:
+            closed = await self._c.turns.close(conn, self._turn.turn_id, state, why)
+            if closed:
                 await self._c.troubles.ended(conn, self._turn.agent_id, self._turn.room_id)
                 for row in rows:
                     await self._c.outbox.add(conn, row)
                 await self._c.lanes.announce(conn, f"send:{self._turn.room_id}")
+            return closed
 
-        await self._c.lanes.write(self._fence, work)
+        if await self._c.lanes.write(self._fence, work):
+            self._c.sight.turn_ended(self._turn.turn_id, state)
         self._c.lanes.wake(f"send:{self._turn.room_id}")
 
     async def _close_stopped(self) -> float | None:
@@ -105,6 +121,7 @@ class TurnWork:
     async def _requeue(self, delay: float, reason: str, *, failed: bool) -> float | None:
         """Back to the queue, as its head; the row says when it is tried again."""
         turn_id = self._turn.turn_id
+        self._c.sight.retried("turn")
         await self._c.lanes.write(
             self._fence,
             lambda conn: self._c.turns.requeue(conn, turn_id, delay=delay, reason=reason, failed=failed),
@@ -127,8 +144,8 @@ class TurnWork:
         await self._close("dead", detail, rows)
 
     async def _uncertain(self, detail: str) -> None:
-        extra = {"action": "turn_uncertain", "turn": self._turn.turn_id, "why": detail}
-        log.error("outcome of a turn stays unknown", extra=extra)
+        # not why: the words of a provider may quote the prompt, and stand in the row
+        log.error("outcome of a turn stays unknown", extra={"action": "turn_uncertain", "turn": self._turn.turn_id})
         await self._tell_and_close(errors.MAY_NOT_HAVE_BEEN_DELIVERED, "uncertain", detail)
 
     def _overdue(self) -> bool:
@@ -139,6 +156,9 @@ class TurnWork:
     async def _reread(self) -> None:
         turn = await self._c.turns.get(self._turn.turn_id)
         assert turn is not None
+        self._take(turn)
+
+    def _take(self, turn: TurnRow) -> None:
         self._turn = turn
         if turn.stop_by:
             self.stop.set()

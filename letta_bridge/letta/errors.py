@@ -1,8 +1,16 @@
 """What can go wrong with Letta, and what is known about the message when it does."""
 
+import re
 from enum import Enum
 
 from ..ids import RunID
+
+_CLASS = re.compile(
+    r"HTTP \d{3}(?:: (?:llm|bedrock|context|internal|invalid|insufficient|stream)_[a-z_]{1,40}(?=:))?"
+    r"|(?:llm|bedrock|context|internal|invalid|insufficient|stream)_[a-z_]{1,40}(?=:)"
+    r"|[A-Z][A-Za-z]{1,30}(?:Error|Timeout)\b"
+)
+"""How a detail begins to which a class was given: nothing else of it is sure to quote nobody."""
 
 
 class Kind(Enum):
@@ -32,11 +40,11 @@ class Delivery(Enum):
 
 
 class LettaError(Exception):
-    """A failed call to Letta.
+    """A failed call to Letta. As a text it is its kind and class, because a provider may quote the prompt.
 
     Args:
         kind: the class of trouble.
-        detail: one line for the log and the admin; never shown to strangers, never a secret.
+        detail: one line of what was said; never a secret, but it may quote a message: not for logs above DEBUG.
         delivery: what is known of the messages of the call.
         run_id: the run concerned: ours, or for ``BUSY`` the other one.
         retry_after: seconds Letta asked to wait, when it did.
@@ -53,7 +61,8 @@ class LettaError(Exception):
         retry_after: float | None = None,
         refused: bool = False,
     ) -> None:
-        super().__init__(f"{kind.value}: {detail}")
+        named = _CLASS.match(detail)
+        super().__init__(f"{kind.value}: {named[0]}" if named else kind.value)
         self.kind = kind
         self.detail = detail
         self.delivery = delivery

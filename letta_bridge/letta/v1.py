@@ -9,12 +9,11 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
-
-import httpx
 
 from ..ids import MAIN_CONVERSATION, AgentID, ConversationID, Otid, RunID
 from .backend import Agent, AgentListing, Health, Outcome, Prompt, TurnEvent
@@ -45,7 +44,6 @@ class V1Backend:
         api_key: password or key; ``None`` for a server without authentication.
         request_timeout: seconds for each request that is not a stream.
         connect_timeout: seconds to establish a connection.
-        http_client: transport to use instead of an own one; closed by :meth:`close` all the same.
     """
 
     def __init__(
@@ -55,14 +53,12 @@ class V1Backend:
         *,
         request_timeout: float = 30,
         connect_timeout: float = 5,
-        http_client: httpx.AsyncClient | None = None,
     ) -> None:
         self._http = V1Http(
             url,
             api_key,
             request_timeout=request_timeout,
             connect_timeout=connect_timeout,
-            http_client=http_client,
         )
         self._recovery = Recovery(self._http)
         self._background = True
@@ -78,20 +74,22 @@ class V1Backend:
         return Health(str(answer.get("version") or "unknown"))
 
     async def list_agents(self) -> AgentListing:
-        rows = await self._http.agents(limit=ALL_AGENTS)
-        known = {row["id"] for row in rows}
-        complete = len(rows) < ALL_AGENTS
-        if complete and rows:
+        page = await self._http.agents(_listed, limit=ALL_AGENTS)
+        listed = {one.agent.id: one for one in page}
+        complete = len(page) < ALL_AGENTS
+        if complete and page:
             # a server that silently caps the page would make every further agent look deleted
-            complete = all(row["id"] in known for row in await self._http.agents(limit=1, after=rows[-1]["id"]))
-        companions = {member for row in rows for member in _companions_named_by(row)}
-        self._tokens = {AgentID(row["id"]): _streams_tokens(row) for row in rows}
-        agents = {row["id"]: _agent(row, companions) for row in reversed(rows)}
-        return AgentListing(tuple(reversed(agents.values())), complete)
+            more = await self._http.agents(_listed, limit=1, after=page[-1].agent.id)
+            complete = all(one.agent.id in listed for one in more)
+        self._tokens = {agent_id: one.streams_tokens for agent_id, one in listed.items()}
+        for member in {AgentID(member) for one in page for member in one.companions}:
+            if (one := listed.get(member)) is not None:
+                listed[member] = replace(one, agent=replace(one.agent, companion=True))
+        return AgentListing(tuple(one.agent for one in listed.values()), complete)
 
     async def get_agent(self, agent_id: AgentID) -> Agent:
         try:
-            return _agent(await self._http.agent(agent_id), ())
+            return _agent(await self._http.agent(agent_id))
         except NotFound as error:
             raise LettaError(Kind.AGENT_GONE, error.detail) from error
 
@@ -137,7 +135,7 @@ class V1Backend:
             except NoRedis:
                 if not background:
                     raise
-                log.info("letta has no redis: streaming in the foreground")
+                log.info("letta has no redis: streaming in the foreground", extra={"action": "no_redis"})
                 self._background = False
 
     async def resume(
@@ -172,11 +170,11 @@ class V1Backend:
     async def cancel(self, agent_id: AgentID, run_id: RunID) -> None:
         try:
             # cancelling a run that is over would still deny an approval that is pending in the main thread
-            if (await self._http.run(run_id)).get("status") in FINAL:
+            if str((await self._http.run(run_id)).get("status")) in FINAL:
                 return
             if await self._http.cancel(agent_id, run_id):
                 return
-            if (await self._http.run(run_id)).get("status") not in FINAL:
+            if str((await self._http.run(run_id)).get("status")) not in FINAL:
                 raise LettaError(Kind.INTERNAL, "Letta did not cancel the run", run_id=run_id)
         except NotFound as error:
             await self._gone(agent_id, MAIN_CONVERSATION, error)
@@ -335,7 +333,20 @@ class V1Backend:
                 raise
 
 
-def _agent(row: Json, companions: Collection[str]) -> Agent:
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """What is kept of an agent in a listing, and the companions that it names."""
+
+    agent: Agent
+    companions: tuple[str, ...]
+    streams_tokens: bool
+
+
+def _listed(row: Json) -> _Listed:
+    return _Listed(_agent(row), tuple(_companions_named_by(row)), _streams_tokens(row))
+
+
+def _agent(row: Json) -> Agent:
     tags, metadata = row.get("tags"), row.get("metadata")
     return Agent(
         AgentID(row["id"]),
@@ -343,7 +354,7 @@ def _agent(row: Json, companions: Collection[str]) -> Agent:
         str(row.get("description") or ""),
         tuple(str(tag) for tag in tags) if isinstance(tags, list) else (),
         metadata if isinstance(metadata, dict) else {},
-        companion=row.get("agent_type") in _SLEEPTIME or row["id"] in companions,
+        companion=row.get("agent_type") in _SLEEPTIME,
     )
 
 

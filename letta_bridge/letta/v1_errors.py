@@ -130,7 +130,8 @@ def from_exception(error: Exception, api_key: str | None = None) -> LettaError:
     leaves the fate of a request open is UNKNOWN.
     """
     if isinstance(error, letta_client.APIStatusError):
-        return _from_status(error, api_key)
+        header = error.response.headers.get("retry-after", "")
+        return from_answer(error.status_code, error.body, header, api_key)
     cause = error.__cause__ if isinstance(error, letta_client.APIConnectionError) else error
     # not the text of every transport error: an illegal header error repeats the key
     named = type(cause or error).__name__
@@ -146,25 +147,26 @@ def from_exception(error: Exception, api_key: str | None = None) -> LettaError:
     return LettaError(Kind.INTERNAL, named, delivery=Delivery.UNKNOWN)
 
 
-def _from_status(error: letta_client.APIStatusError, api_key: str | None) -> LettaError:
-    status, body = error.status_code, error.body
+def from_answer(status: int, body: object, retry_after_header: str, api_key: str | None) -> LettaError:
+    """The :class:`LettaError` for an answer with an error status; ``body`` is its JSON, or else its text."""
+    retry_after = _seconds(retry_after_header)
     fields: Mapping[str, Any] = body if isinstance(body, Mapping) else {}
     inner = fields.get("error")
     if isinstance(inner, Mapping) and (inner.get("type") or inner.get("error_type")):
         kind, shown = classify_failure(inner, "llm_api_error")
         if status == 402:
             kind = Kind.MODEL_REFUSED
-        return LettaError(kind, clean(f"HTTP {status}: {shown}", api_key), retry_after=_retry_after(error))
+        return LettaError(kind, clean(f"HTTP {status}: {shown}", api_key), retry_after=retry_after)
     text = _text(fields.get("detail", inner if inner is not None else body))
     detail = clean(f"HTTP {status}: {text}", api_key)
     if status == 404 and _speaks_as_letta(fields):
         return NotFound(detail)
     if status == 409:
-        return _conflict(fields, text, detail, _retry_after(error))
+        return _conflict(fields, text, detail, retry_after)
     if status == 503 and _NO_REDIS.search(text):
         return NoRedis(detail)
     kind, delivery = _by_status(status)
-    return LettaError(kind, detail, delivery=delivery, retry_after=_retry_after(error))
+    return LettaError(kind, detail, delivery=delivery, retry_after=retry_after)
 
 
 def _speaks_as_letta(fields: Mapping[str, Any]) -> bool:
@@ -210,6 +212,5 @@ def _text(detail: object) -> str:
     return text.split(", 'input'")[0]
 
 
-def _retry_after(error: letta_client.APIStatusError) -> float | None:
-    value = error.response.headers.get("retry-after", "")
+def _seconds(value: str) -> float | None:
     return min(float(value), _LONGEST_WAIT) if re.fullmatch(r"\d{1,6}(\.\d+)?", value) else None

@@ -1,23 +1,31 @@
-"""The requests of the V1 REST API that the bridge makes, through letta-client, with plain JSON as their answers.
+"""The requests of the V1 REST API that the bridge makes, with plain JSON as their answers.
 
 letta-client knows the paths and parameters; its models are not used: they take seconds for thousands of agents, in the
-event loop. Nothing here is ever retried: a repeated send is a second message to the agent.
+event loop. What every message costs goes straight over the :mod:`wire <letta_bridge.letta.v1_wire>`. Nothing here is
+ever retried: a repeated send is a second message to the agent.
 """
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any, TypeVar
 
+import anyio._backends._asyncio  # noqa: F401 - loaded at the first request otherwise, which holds up the running loop
+import httpcore  # noqa: F401 - likewise
 import httpx
 import letta_client
+import letta_client.resources.agents
+import letta_client.resources.conversations
+import letta_client.resources.runs
 from letta_client import AsyncLetta, DefaultAsyncHttpxClient
 
 from ..ids import MAIN_CONVERSATION, AgentID, ConversationID, LettaMessageID, Otid, RunID
 from .errors import Kind, LettaError
 from .v1_errors import from_exception
 from .v1_stream import Json, read_sse
+from .v1_wire import Wire, elements, parsed
+
+T = TypeVar("T")
 
 CONNECTIONS = 1000
 """Streams that may be open at once; letta-client's own default of 100 would make the 101st turn wait unseen."""
@@ -30,7 +38,6 @@ LONG_LIST = 120.0
 
 # uvicorn closes idle connections after 5 s; one that is just being closed would swallow a send
 _IDLE = 3.0
-_THREAD_FROM = 200_000  # bytes of JSON above which parsing leaves the event loop
 _NO_KEY = "none"  # letta-client insists on a key; a Letta without a password takes any
 
 
@@ -44,7 +51,6 @@ class V1Http:
         *,
         request_timeout: float,
         connect_timeout: float,
-        http_client: httpx.AsyncClient | None = None,
     ) -> None:
         timeout = httpx.Timeout(request_timeout, connect=connect_timeout)
         limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=20, keepalive_expiry=_IDLE)
@@ -58,20 +64,30 @@ class V1Http:
             base_url=url,
             timeout=timeout,
             max_retries=0,
-            http_client=http_client or DefaultAsyncHttpxClient(timeout=timeout, limits=limits),
+            http_client=DefaultAsyncHttpxClient(timeout=timeout, limits=limits),
+        )
+        self._wire = Wire(
+            url,
+            api_key,
+            request_timeout=request_timeout,
+            connect_timeout=connect_timeout,
+            silence=max(STREAM_SILENCE, request_timeout),
+            connections=CONNECTIONS,
+            idle=_IDLE,
         )
         self._raw = self._client.with_raw_response
 
     async def close(self) -> None:
         """Close every connection, those of open streams included."""
         await self._client.close()
+        await self._wire.close()
 
     async def health(self) -> Json:
         """``{"version": …, "status": "ok"}``."""
         return _object(await self._json(self._raw.health()))
 
-    async def agents(self, *, limit: int, after: str | None = None) -> list[Json]:
-        """One page of agents, oldest first, with tags and groups."""
+    async def agents(self, take: Callable[[Json], T], *, limit: int, after: str | None = None) -> list[T]:
+        """What ``take`` makes of each agent of one page, oldest first, with tags and groups. It runs on a thread."""
         call = self._raw.agents.list(
             limit=limit,
             order="asc",
@@ -79,7 +95,9 @@ class V1Http:
             include=["agent.tags", "agent.managed_group"],
             timeout=self._list_timeout,
         )
-        return _things(await self._json(call))
+        async with self._errors():
+            body: bytes = await (await call).read()
+            return await asyncio.to_thread(elements, body, lambda row: take(_thing(row)))
 
     async def agent(self, agent_id: AgentID, *, pending_approval: bool = False) -> Json:
         """One agent, with tags, or with what approval is pending in its main thread."""
@@ -91,7 +109,7 @@ class V1Http:
 
     async def blocks(self, agent_id: AgentID) -> list[Json]:
         """The agent's memory blocks."""
-        return _things(await self._json(self._raw.agents.blocks.list(agent_id, limit=1000)))
+        return _things(await self._wire.get("agents", agent_id, "core-memory", "blocks", query={"limit": "1000"}))
 
     async def conversations(self, agent_id: AgentID, summary_part: str) -> list[Json]:
         """Conversations whose summary contains ``summary_part``, newest first. Empty for an unknown agent."""
@@ -157,18 +175,16 @@ class V1Http:
         tokens: bool,
     ) -> AsyncGenerator[Json, None]:
         """Hand over ``messages`` and yield the messages of the stream: with ``tokens`` in pieces, else whole."""
-        return self._stream(
-            self._client.conversations.messages.with_streaming_response.create(
-                conversation_id,
-                agent_id=agent_id if conversation_id == MAIN_CONVERSATION else letta_client.omit,
-                messages=cast(Any, messages),
-                streaming=True,
-                stream_tokens=tokens,
-                include_pings=True,
-                background=background,
-                timeout=self._stream_timeout,
-            )
-        )
+        body: dict[str, Any] = {
+            "messages": messages,
+            "streaming": True,
+            "stream_tokens": tokens,
+            "include_pings": True,
+            "background": background,
+        }
+        if conversation_id == MAIN_CONVERSATION:
+            body["agent_id"] = agent_id
+        return self._wire.stream("conversations", conversation_id, "messages", body=body)
 
     def attach(
         self, agent_id: AgentID, *, run_id: RunID | None = None, otid: Otid | None = None, after: int = 0
@@ -201,10 +217,13 @@ class V1Http:
             raise LettaError(Kind.INTERRUPTED, "the stream holds something that is no JSON") from error
 
     async def _json(self, call: Awaitable[Any]) -> Any:
+        async with self._errors():
+            return await parsed(await (await call).read())
+
+    @asynccontextmanager
+    async def _errors(self) -> AsyncGenerator[None, None]:
         try:
-            response = await call
-            body: bytes = await response.read()
-            return json.loads(body) if len(body) < _THREAD_FROM else await asyncio.to_thread(json.loads, body)
+            yield
         except (letta_client.APIError, httpx.HTTPError, httpx.StreamError, OSError) as error:
             raise from_exception(error, self._key) from error
         except ValueError as error:

@@ -20,7 +20,7 @@ from .backend import (
 from .errors import Delivery, Kind, LettaError
 from .v1_errors import FAILURES, NoRedis, NotFound, classify_failure
 from .v1_http import V1Http
-from .v1_stream import DONE, Json, Told, Translator, whole_run
+from .v1_stream import DONE, Json, Told, Translator, run_id_of, whole_run
 
 FINAL = frozenset({"completed", "failed", "cancelled"})
 """The states in which a run stays."""
@@ -56,6 +56,9 @@ class Recovery:
                 return await self.conclude(await self._http.run(run_id), otids)
             except NotFound:
                 await self._http.agent(agent_id)  # a run goes with its agent
+            except LettaError as error:
+                if error.kind is not Kind.REJECTED:  # that is said of an id that names no run
+                    raise
         outcome = await self._look(agent_id, conversation_id, otids)
         if outcome is None:
             await asyncio.sleep(settle)
@@ -69,7 +72,7 @@ class Recovery:
             return Live(run_id)
         reason = str(run.get("stop_reason") or "")
         messages = await self._http.run_messages(run_id)
-        stored = any(message.get("otid") in otids for message in messages)
+        stored = any(str(message.get("otid")) in otids for message in messages)
         if "cancelled" in (status, reason):
             return RunFailed(run_id, Kind.INTERRUPTED, "the run was cancelled", cancelled=True, stored=stored)
         # a foreground stream that broke leaves a run that is "completed" with an error as its stop reason
@@ -88,12 +91,12 @@ class Recovery:
             messages = await self._http.run_messages(run_id)
         except LettaError:
             return Delivery.UNKNOWN
-        return Delivery.YES if any(message.get("otid") in otids for message in messages) else Delivery.NO
+        return Delivery.YES if any(str(message.get("otid")) in otids for message in messages) else Delivery.NO
 
     async def live_run(self, agent_id: AgentID, conversation_id: ConversationID) -> RunID | None:
         """The newest run of this conversation that is not final, among the agent's newest runs."""
         for run in await self._http.runs(agent_id, limit=_RUNS):
-            if run.get("status") not in FINAL and _may_belong(run, conversation_id):
+            if str(run.get("status")) not in FINAL and _may_belong(run, conversation_id):
                 return RunID(str(run["id"]))
         return None
 
@@ -104,7 +107,7 @@ class Recovery:
         started = RunStarted(run_id)
         told.note(started)
         yield started
-        if run.get("status") not in FINAL and run.get("background") and self._redis:
+        if str(run.get("status")) not in FINAL and run.get("background") and self._redis:
             async with aclosing(self._attached(agent_id, run_id, until)) as events:
                 async for event in events:
                     told.note(event)
@@ -142,7 +145,8 @@ class Recovery:
                         return  # expired, gone, broken: the run object knows more
                     if message is None:
                         break
-                    seen = max(seen, int(message.get("seq_id") or 0))
+                    number = message.get("seq_id")
+                    seen = max(seen, number if isinstance(number, int) else 0)
                     for event in translator.feed(message):
                         yield event
                     if translator.error_seen:
@@ -153,7 +157,7 @@ class Recovery:
                 return
             if _now() >= until:
                 raise timed_out(run_id)
-            if seen == 0 or (await self._http.run(run_id)).get("status") in FINAL:
+            if seen == 0 or str((await self._http.run(run_id)).get("status")) in FINAL:
                 return
 
     @staticmethod
@@ -184,8 +188,8 @@ class Recovery:
         for _ in range(_PAGES):
             rows = await self._http.history(agent_id, conversation_id, limit=_PAGE, before=before)
             for row in rows:
-                if row.get("otid") in otids and row.get("run_id"):
-                    return RunID(str(row["run_id"]))
+                if row.get("otid") in otids and (run_id := run_id_of(row)):
+                    return run_id
             if not rows and before is None and conversation_id != MAIN_CONVERSATION:
                 await self._http.conversation(conversation_id)  # a deleted one has an empty history
             if not rows or rows[-1].get("id") == before:
@@ -205,8 +209,7 @@ class Recovery:
                 return None
             except (LettaError, TimeoutError):
                 return None
-        run_id = (message or {}).get("run_id")
-        return RunID(run_id) if isinstance(run_id, str) and run_id else None
+        return None if message is None else run_id_of(message)
 
 
 async def next_message(messages: AsyncIterator[Json], until: float) -> Json | None:

@@ -1,6 +1,8 @@
 """From the V1 server's messages, streamed in pieces or read whole, to turn events."""
 
+import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from typing import Any
 
@@ -25,31 +27,67 @@ DONE: Json = {"message_type": "[DONE]"}
 """What :func:`read_sse` yields for the ``[DONE]`` mark. It is no end: the stream ends when it is closed."""
 
 
+LONGEST_EVENT = 16 * 2**20
+"""Bytes of one event of a stream. Whoever sends more will not stop."""
+
+LONGEST_STREAM = 64 * 2**20
+MOST_EVENTS = 400_000
+"""Bytes and events of one stream; every token of an answer is an event of about 300 bytes."""
+
+_THREAD_FROM = 200_000  # bytes of JSON above which parsing leaves the event loop
+_RUN_ID = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,254}")
+
+
 async def read_sse(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Json, None]:
     """The JSON objects of a Server-Sent Events stream.
 
     Lines end at LF or CR LF only: the texts of messages may hold U+2028 and other characters at which Python's
-    ``str.splitlines`` would cut. Raises ``ValueError`` for data that is no JSON object.
+    ``str.splitlines`` would cut. Raises ``ValueError`` for data that is no JSON object, and for more than
+    ``LONGEST_EVENT``, ``LONGEST_STREAM`` or ``MOST_EVENTS``.
     """
-    pending = b""
+    pending: list[bytes] = []  # of the line that is not at its end
     data: list[bytes] = []
+    held = total = events = 0
     async for chunk in chunks:
-        *lines, pending = (pending + chunk).split(b"\n")
+        held, total = held + len(chunk), total + len(chunk)
+        *lines, rest = chunk.split(b"\n")
+        if lines:
+            lines[0] = b"".join((*pending, lines[0]))
+            pending.clear()
+        pending.append(rest)
         for line in (line.removesuffix(b"\r") for line in lines):
             if line.startswith(b"data:"):
                 data.append(line[5:].removeprefix(b" "))
             elif not line.strip() and data:
-                yield _decode(b"\n".join(data))
+                yield await _decoded(b"\n".join(data))
                 data.clear()
+                events += 1
+        if lines and not data:
+            held = len(rest)
+        if held > LONGEST_EVENT or total > LONGEST_STREAM or events > MOST_EVENTS:
+            raise ValueError("the stream does not stop")
+
+
+async def _decoded(data: bytes) -> Json:
+    return _decode(data) if len(data) < _THREAD_FROM else await asyncio.to_thread(_decode, data)
 
 
 def _decode(data: bytes) -> Json:
     if data.startswith(b"[DONE]"):
         return DONE
-    value = json.loads(data)
+    try:
+        value = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("an event of the stream is nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError("an event of the stream is no JSON object")
     return value
+
+
+def run_id_of(message: Json) -> RunID | None:
+    """The run that a message names; ``None`` for what cannot name one (it goes into paths of requests)."""
+    value = message.get("run_id")
+    return RunID(value) if isinstance(value, str) and _RUN_ID.fullmatch(value) else None
 
 
 class Translator:
@@ -74,10 +112,9 @@ class Translator:
     def feed(self, message: Json) -> list[TurnEvent]:
         """The events of one message; :class:`RunStarted` before anything else of a run."""
         started: list[TurnEvent] = []
-        run_id = message.get("run_id")
-        if self.run_id is None and isinstance(run_id, str) and run_id:
-            self.run_id = RunID(run_id)
-            started = [RunStarted(self.run_id)]
+        if self.run_id is None and (run_id := run_id_of(message)):
+            self.run_id = run_id
+            started = [RunStarted(run_id)]
         match message.get("message_type"):
             case "ping":
                 return started or [Alive()]
@@ -132,7 +169,7 @@ class Translator:
         return [
             ToolReturn(str(row["tool_call_id"]), row.get("status") == "success")
             for row in returns
-            if isinstance(row, Mapping) and row.get("tool_call_id") in self._calls
+            if isinstance(row, Mapping) and str(row.get("tool_call_id")) in self._calls
         ]
 
     def _collect_approval(self, message: Json) -> None:

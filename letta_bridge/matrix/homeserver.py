@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import aiohttp
 from mautrix.api import HTTPAPI, MediaPath, Method, Path, PathBuilder
@@ -18,11 +19,50 @@ from mautrix.errors import MatrixConnectionError, MatrixRequestError
 from mautrix.util.logging import TraceLogger
 
 from ..ids import MXID, EventID, RoomID
+from ..sight import BLIND, Sight
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 Content = Mapping[str, Any]
 
-_LONGEST_WAIT = 30.0
+_LONGEST_WAIT = 300.0
+_LONGEST_PATIENCE = 30.0
 _WAITS = 6
+_MAY_QUOTE = frozenset(("", "M_BAD_JSON", "M_NOT_JSON"))
+"""Error codes whose words may repeat what was sent: a proxy's page, a parser's complaint."""
+_IN_ROOMS = {
+    "send": "send",
+    "state": "state",
+    "join": "join",
+    "leave": "leave",
+    "invite": "invite",
+    "typing": "typing",
+    "receipt": "receipt",
+    "messages": "read",
+    "event": "read",
+    "joined_members": "read",
+}
+_ELSEWHERE = {
+    "createRoom": "create_room",
+    "register": "register",
+    "profile": "profile",
+    "devices": "device",
+    "upload": "upload",
+    "directory": "read",
+    "versions": "read",
+    "appservice": "ping",
+}
+CALLS = frozenset((*_IN_ROOMS.values(), *_ELSEWHERE.values(), "other"))
+"""What :func:`call_of` can say."""
+
+
+def call_of(path: str) -> str:
+    """What a request asks of the homeserver, as one word of :data:`CALLS`."""
+    parts = path.split("/", 7)  # "", "_matrix", "client", "v3", "rooms", id, "send", …
+    if len(parts) > 6 and parts[4] == "rooms":
+        return _IN_ROOMS.get(parts[6], "other")
+    return _ELSEWHERE.get(parts[4] if len(parts) > 4 else parts[-1], "other")
 
 
 class HomeserverError(Exception):
@@ -31,12 +71,13 @@ class HomeserverError(Exception):
     Args:
         status: HTTP status; 0 when there was no answer at all.
         errcode: Matrix error code, or ``""``.
-        message: the homeserver's own words, for logs.
+        message: the homeserver's own words; left out of the error's text where they may quote what was sent.
         retry_after: seconds it asked to wait (429), or None.
     """
 
     def __init__(self, status: int, errcode: str, message: str, retry_after: float | None = None) -> None:
-        super().__init__(f"{status or 'no answer'} {errcode} {message}".strip())
+        words = "" if status and errcode in _MAY_QUOTE else message
+        super().__init__(" ".join(part for part in (str(status or "no answer"), errcode, words) if part))
         self.status = status
         self.errcode = errcode
         self.message = message
@@ -85,15 +126,24 @@ async def _keep_retry_after(
 
 def _wish(header: str | None, body: bytes) -> float:
     """Seconds to wait: the header (spec v1.10), else ``retry_after_ms``, else one second; bounded."""
-    seconds: object = None
-    with contextlib.suppress(ValueError, AttributeError, TypeError):
-        seconds = float(header) if header else json.loads(body).get("retry_after_ms", 1000) / 1000
-    value = seconds if isinstance(seconds, float) else 1.0
+    value = 1.0
+    with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
+        value = json.loads(body)["retry_after_ms"] / 1000
+    with contextlib.suppress(ValueError, TypeError):  # no header, or one with a date
+        value = float(cast(str, header))
     return min(max(value, 0.05), _LONGEST_WAIT) if value == value else 1.0
 
 
 def _mapping(answer: Any) -> dict[str, Any]:
     return answer if isinstance(answer, dict) else {}
+
+
+def _part(answer: Any, key: str, kind: type[T]) -> T:
+    """What the specification says is in an answer. Without it somebody else answered: nothing is known then."""
+    value = _mapping(answer).get(key)
+    if not isinstance(value, kind):
+        raise HomeserverError(502, "", f"an answer without {key}")
+    return value
 
 
 class Homeserver:
@@ -105,9 +155,13 @@ class Homeserver:
         token: the as_token.
         bot: the bot's user id (the registration's sender).
         timeout: seconds for one request.
+        sight: is told of every request.
     """
 
-    def __init__(self, url: str, domain: str, token: str, bot: MXID, *, timeout: float = 60.0) -> None:
+    def __init__(
+        self, url: str, domain: str, token: str, bot: MXID, *, timeout: float = 60.0, sight: Sight = BLIND
+    ) -> None:
+        self._sight = sight
         self.url = url
         self.domain = domain
         self.bot_mxid = bot
@@ -116,10 +170,25 @@ class Homeserver:
             timeout=aiohttp.ClientTimeout(total=timeout, connect=10),
             connector=aiohttp.TCPConnector(limit=64),
             headers={"User-Agent": f"letta-bridge {HTTPAPI.default_ua}"},
-            middlewares=(_keep_retry_after,),
+            middlewares=(self._watch, _keep_retry_after),
         )
         self._intents: dict[MXID, Intent] = {}
         self.bot = self.intent(bot)
+
+    async def _watch(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Tell what every request came to."""
+        began, status = time.monotonic(), 0
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        except _LimitedError:
+            status = 429
+            raise
+        finally:
+            self._sight.homeserver(call_of(request.url.raw_path), status, time.monotonic() - began)
 
     def intent(self, mxid: MXID, device_id: str | None = None) -> "Intent":
         """The hands of one of our users. ``device_id``, once given, goes with all its later calls."""
@@ -181,11 +250,12 @@ class Intent:
             raise HomeserverError(429, "M_LIMIT_EXCEEDED", str(error), error.retry_after) from None
         except MatrixRequestError as error:
             message = error.message or getattr(error, "text", "") or ""
+            log.debug("what the homeserver said", extra={"action": "homeserver_said", "text": message[:300]})
             raise HomeserverError(error.http_status, error.errcode or "", message[:300]) from None
         except (MatrixConnectionError, aiohttp.ClientError, TimeoutError, OSError) as error:
             raise HomeserverError(0, "", f"{type(error).__name__}: {error}") from None
-        except ValueError as error:
-            raise HomeserverError(502, "", f"not JSON: {error}") from None
+        except (ValueError, TypeError, AttributeError) as error:  # no JSON, or no object where mautrix expects one
+            raise HomeserverError(502, "", f"not a Matrix answer: {error}") from None
         return cast(Any, answer)
 
     async def patiently(
@@ -203,7 +273,7 @@ class Intent:
             except HomeserverError as error:
                 if error.status != 429:
                     raise
-                await asyncio.sleep(error.retry_after or 1.0)
+                await asyncio.sleep(min(error.retry_after or 1.0, _LONGEST_PATIENCE))
         return await self.request(method, path, content, query, headers)
 
     # -- accounts
@@ -247,7 +317,7 @@ class Intent:
     async def create_room(self, body: Content) -> RoomID:
         """``POST /createRoom``."""
         answer = await self.patiently(Method.POST, Path.v3.createRoom, dict(body))
-        return RoomID(str(answer["room_id"]))
+        return RoomID(_part(answer, "room_id", str))
 
     async def resolve_alias(self, alias: str) -> RoomID | None:
         """The room behind an alias; None only when the homeserver says for certain that there is none."""
@@ -257,11 +327,11 @@ class Intent:
             if error.status == 404 and error.errcode == "M_NOT_FOUND":
                 return None
             raise
-        return RoomID(str(answer["room_id"]))
+        return RoomID(_part(answer, "room_id", str))
 
     async def join(self, room_id: RoomID) -> None:
         """Join; being joined already is no error."""
-        await self.patiently(Method.POST, Path.v3.rooms[room_id].join)
+        _part(await self.patiently(Method.POST, Path.v3.rooms[room_id].join), "room_id", str)
 
     async def leave(self, room_id: RoomID, reason: str = "") -> None:
         """Leave, or refuse an invitation; not being there is no error."""
@@ -292,25 +362,26 @@ class Intent:
     async def state(self, room_id: RoomID) -> list[dict[str, Any]]:
         """The whole present state of a room this user is in."""
         events = await self.patiently(Method.GET, Path.v3.rooms[room_id].state)
-        return [event for event in events if isinstance(event, dict)] if isinstance(events, list) else []
+        if not isinstance(events, list):
+            raise HomeserverError(502, "", "a state that is no list")
+        return [event for event in events if isinstance(event, dict)]
 
     async def joined_members(self, room_id: RoomID) -> list[MXID]:
         """Who is in a room, asked as somebody who is in it."""
-        answer = _mapping(await self.request(Method.GET, Path.v3.rooms[room_id].joined_members))
-        joined = answer.get("joined")
-        return [MXID(mxid) for mxid in joined] if isinstance(joined, dict) else []
+        answer = await self.request(Method.GET, Path.v3.rooms[room_id].joined_members)
+        return [MXID(mxid) for mxid in _part(answer, "joined", dict)]
 
     async def set_state(self, room_id: RoomID, kind: str, key: str, content: Content) -> EventID:
         """Set one state event."""
         path = Path.v3.rooms[room_id].state[kind] if not key else Path.v3.rooms[room_id].state[kind][key]
-        return EventID(str((await self.patiently(Method.PUT, path, dict(content))).get("event_id", "")))
+        return EventID(_part(await self.patiently(Method.PUT, path, dict(content)), "event_id", str))
 
     # -- events
 
     async def send(self, room_id: RoomID, kind: str, content: Content, txn_id: str) -> EventID:
         """Send once under ``txn_id``; no waiting: the outbox decides about repeats."""
         path = Path.v3.rooms[room_id].send[kind][txn_id]
-        return EventID(str((await self.request(Method.PUT, path, dict(content))).get("event_id", "")))
+        return EventID(_part(await self.request(Method.PUT, path, dict(content)), "event_id", str))
 
     async def event(self, room_id: RoomID, event_id: EventID) -> dict[str, Any]:
         """One event of a room."""
@@ -319,7 +390,9 @@ class Intent:
     async def messages_back(self, room_id: RoomID, start: str | None, limit: int) -> dict[str, Any]:
         """A page of a room's timeline, newest first, from ``start`` (None: the newest)."""
         query = {"dir": "b", "limit": str(limit), **({"from": start} if start else {})}
-        return _mapping(await self.request(Method.GET, Path.v3.rooms[room_id].messages, query=query))
+        page = await self.request(Method.GET, Path.v3.rooms[room_id].messages, query=query)
+        _part(page, "chunk", list)  # "nothing there" must be said, not concluded
+        return _mapping(page)
 
     async def typing(self, room_id: RoomID, seconds: float) -> None:
         """Show or (with 0) end the typing notice."""

@@ -23,6 +23,7 @@ _LANGUAGE = re.compile(r"language-([\w+#.-]{1,40})")
 _USER_LINK = re.compile(
     r"(?:https?://matrix\.to/#/(?P<mxid>(?:@|%40)[^/?#]+)|matrix:u(?:ser)?/(?P<path>[^/?#]+))", re.I
 )
+_SCHEME = re.compile(r"(?:https?|mailto|matrix):", re.I)  # what leads nowhere by itself is no link of a message
 _UNFIT_FOR_URL = re.compile(r"[\s()<>\x00-\x20\x7f-\x9f\ud800-\udfff]")
 _UNFIT_FOR_ID = re.compile(r"[\s\x00-\x20\x7f-\x9f\ud800-\udfff]")
 _SPACES = re.compile(r"[ \t\n\r\f]+")
@@ -426,7 +427,8 @@ class _MarkdownWriter(HTMLParser):
         words = text.strip(" ")
         self._space = self._space or text.startswith(" ")
         user = _linked_user(href)
-        url = _UNFIT_FOR_URL.sub(_percent, f"https://matrix.to/#/{user}" if user else href)
+        target = f"https://matrix.to/#/{user}" if user else href if _SCHEME.match(href) else ""
+        url = _UNFIT_FOR_URL.sub(_percent, target)
         if url and words != url:
             label = (words or url).replace("[", "\\[").replace("]", "\\]")
             self._write(f"[{label}]({url})")

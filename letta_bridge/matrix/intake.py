@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -18,7 +19,9 @@ from aiohttp import web
 from .. import faults
 from ..db.inbox import ECHO, Arrival, arrival
 from ..ids import MXID, RoomID
+from ..sight import BLIND, Sight
 from .salvage import salvage
+from .server import matrix_error as _error
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,8 @@ UserQuery = Callable[[MXID], Awaitable[bool]]
 _SPOKEN = frozenset(("m.room.message", "m.room.encrypted", "m.room.redaction", "m.reaction", "m.sticker"))
 _PARSE_IN_THREAD = 256 * 1024
 _QUERY_SECONDS = 20.0
+_MALFORMED_KEPT = 100
+"""Dead letters of one transaction: homeservers push at most a hundred events at once."""
 
 
 class Intake:
@@ -40,8 +45,12 @@ class Intake:
         wake: called with the rooms that got something new, after the commit.
         user_exists: whether a user id of ours belongs to an agent; it is made ready before the answer.
         is_ours: whether a user id is the bot's or a puppet's.
-        ready: whether the bridge can do its work (health).
+        health: what is known of the bridge's health, with whether it is ``ready``.
         body_limit: bytes that a transaction may have.
+        serving: whether this process can do work now (for load balancers).
+        store_seconds: what storing may take before the homeserver is let try again, perhaps with a replica that has a
+            database. If the first try is stored in the end after all, the events of the second are known already.
+        sight: is told of every transaction.
     """
 
     def __init__(
@@ -52,18 +61,24 @@ class Intake:
         wake: Callable[[RoomID], None],
         user_exists: UserQuery,
         is_ours: Callable[[MXID], bool],
-        ready: Callable[[], bool],
+        health: Callable[[], Awaitable[Mapping[str, Any]]],
         body_limit: int,
+        serving: Callable[[], bool] = lambda: True,
+        store_seconds: float = 10.0,
+        sight: Sight = BLIND,
     ) -> None:
         self._token = hs_token.encode()
         self._record = record
         self._wake = wake
         self._user_exists = user_exists
         self._is_ours = is_ours
-        self._ready = ready
+        self._health = health
+        self._serving = serving
+        self._store_seconds = store_seconds
+        self._sight = sight
         self._refusing = False
         self._pings: dict[str, asyncio.Event] = {}
-        self.app = web.Application(client_max_size=body_limit, middlewares=[_matrix_errors])
+        self.app = web.Application(client_max_size=body_limit, middlewares=[self._watch, _matrix_errors])
         self._add_routes(self.app.router)
 
     def _add_routes(self, router: web.UrlDispatcher) -> None:
@@ -74,7 +89,10 @@ class Intake:
         router.add_post("/_matrix/app/v1/ping", self._ping)
         router.add_get("/_matrix/mau/live", self._live)
         router.add_get("/_matrix/mau/ready", self._is_ready)
-        router.add_route("*", "/{rest:.*}", _unrecognized)
+        router.add_get("/_matrix/mau/serving", self._is_serving)
+        for prefix in ("/_matrix/app/v1/thirdparty", "/_matrix/app/unstable/thirdparty"):
+            for route in ("/protocol/{protocol}", "/user/{protocol}", "/location/{protocol}", "/user", "/location"):
+                router.add_get(prefix + route, self._thirdparty)
 
     def refuse(self) -> None:
         """From now on (shutdown) answer transactions 503: the homeserver keeps them."""
@@ -88,21 +106,33 @@ class Intake:
         """No longer wait for it."""
         self._pings.pop(txn_id, None)
 
+    @web.middleware
+    async def _watch(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if "txn" not in request.match_info:
+            return await handler(request)
+        began = time.monotonic()
+        response = await handler(request)
+        self._sight.transaction(response.status, time.monotonic() - began)
+        return response
+
     # -- routes
 
     async def _transaction(self, request: web.Request) -> web.Response:
         self._authorize(request)
         if self._refusing:
             return _error(503, "M_UNKNOWN", "shutting down")
-        events = await _parsed(request, _events)
+        arrivals = [self._echo(one) for one in await _parsed(request, _arrivals)]
         faults.reach("intake.read")
         try:
-            arrivals = await _arrivals(events)
-            rooms = await self._record([self._echo(one) for one in arrivals])
+            async with asyncio.timeout(self._store_seconds):
+                rooms = await self._record(arrivals)
         except Exception:  # whatever the store says, the homeserver must keep the batch
-            log.exception("transaction not stored", extra={"action": "intake_failed", "events": len(events)})
+            log.exception("transaction not stored", extra={"action": "intake_failed", "events": len(arrivals)})
             return _error(500, "M_UNKNOWN", "not stored, send again")
         faults.reach("intake.committed")
+        self._sight.arrived(one.state for one in arrivals)
         for room in rooms:
             self._wake(room)
         faults.reach("intake.woken")
@@ -130,6 +160,10 @@ class Intake:
         self._authorize(request)
         return _error(404, "M_NOT_FOUND", "aliases are made with their rooms")
 
+    async def _thirdparty(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        return _error(404, "M_NOT_FOUND", "no other network is bridged")
+
     async def _ping(self, request: web.Request) -> web.Response:
         self._authorize(request)
         body = await _parsed(request, _json)
@@ -142,8 +176,15 @@ class Intake:
         return web.json_response({"live": True})
 
     async def _is_ready(self, _: web.Request) -> web.Response:
-        ready = self._ready() and not self._refusing
-        return web.json_response({"ready": ready}, status=200 if ready else 503)
+        report = await self._health()
+        return web.json_response(report, status=200 if report["ready"] else 503)
+
+    async def _is_serving(self, _: web.Request) -> web.Response:
+        """For whoever decides which replica gets requests. Not the same as ready: readiness is proven by the
+        homeserver's ping, which comes through the balancer, so a balancer that waited for it would wait for ever.
+        """
+        serving = self._serving() and not self._refusing
+        return web.json_response({"serving": serving}, status=200 if serving else 503)
 
     def _authorize(self, request: web.Request) -> None:
         """Every token that is presented must be right; compared in constant time."""
@@ -165,10 +206,6 @@ class _Refused(Exception):
         self.response = _error(status, errcode, message)
 
 
-def _error(status: int, errcode: str, message: str) -> web.Response:
-    return web.json_response({"errcode": errcode, "error": message}, status=status)
-
-
 @web.middleware
 async def _matrix_errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -182,15 +219,16 @@ async def _matrix_errors(
         # a poison answer on both homeservers, hence the alarm: the batch comes again until the limit is raised
         log.critical("transaction over the body limit", extra={"action": "intake_too_large"})
         return _error(413, "M_TOO_LARGE", "over appservice.body_limit_mib")
-    except web.HTTPException as error:
-        return _error(error.status, "M_UNRECOGNIZED", error.reason)
-
-
-async def _unrecognized(_: web.Request) -> web.Response:
-    return _error(404, "M_UNRECOGNIZED", "unrecognized request")
+    except web.HTTPException as error:  # no such path, or not with this method
+        answer = _error(error.status, "M_UNRECOGNIZED", error.reason)
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            answer.headers["Allow"] = error.headers["Allow"]
+        return answer
 
 
 async def _parsed(request: web.Request, parse: Callable[[bytes], T]) -> T:
+    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        raise _Refused(415, "M_NOT_JSON", "bodies are not taken compressed")  # no homeserver compresses
     raw = await request.read()
     if len(raw) > _PARSE_IN_THREAD:
         return await asyncio.to_thread(parse, raw)
@@ -216,7 +254,17 @@ def _events(raw: bytes) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-async def _arrivals(events: list[Any]) -> list[Arrival]:
-    if len(events) > 200:
-        return await asyncio.to_thread(lambda: [arrival(event) for event in events])
-    return [arrival(event) for event in events]
+def _arrivals(raw: bytes) -> list[Arrival]:
+    """The rows of a transaction. Of what is no event only so much is kept as shows what was wrong."""
+    found: list[Arrival] = []
+    malformed = dropped = 0
+    for event in _events(raw):
+        no_event = not isinstance(event, dict) or not isinstance(event.get("event_id"), str)
+        if no_event and malformed >= _MALFORMED_KEPT:
+            dropped += 1
+            continue
+        malformed += no_event
+        found.append(arrival(event))
+    if dropped:
+        log.error("a transaction holds more rubbish than is kept", extra={"action": "intake_rubbish", "count": dropped})
+    return found

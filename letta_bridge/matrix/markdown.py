@@ -46,6 +46,8 @@ _VALUES = {
     ("code", "class"): _LANGUAGE,
 }
 
+# lines that begin with a letter and hold nothing that Markdown could mean anything by
+_SIMPLE = re.compile(r"(?:[^\W\d_][^\n\t*_`\[\]<>&\\~|]*(?:\n+|\Z))+\Z")
 _PLAIN_BLOCKS = frozenset({"paragraph_open", "paragraph_close", "inline"})
 _PLAIN_INLINES = {"softbreak": "\n", "hardbreak": "\n"}
 
@@ -102,7 +104,7 @@ def render(text: str, html_limit: int = HTML_LIMIT) -> Rendered:
     Raises nothing; the time is bounded for any text.
     """
     body = _UNSAFE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-    if not body.strip() or len(body) > SOURCE_LIMIT:
+    if not body.strip() or len(body) > SOURCE_LIMIT or _SIMPLE.match(body):
         return Rendered(body, None)
     env: dict[str, Any] = {}
     tokens = _MARKDOWN.parse(body, env)

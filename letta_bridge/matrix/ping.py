@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
+_ROUND = 15.0
+"""Seconds that a ping may take all the way round; whatever takes longer does not work."""
 _HINTS = {
     "M_UNKNOWN_TOKEN": "the homeserver does not know as_token: is the registration loaded, and is it this one?",
     "M_FORBIDDEN": "the homeserver refuses as_token or the id: is the registration loaded, and is it this one?",
@@ -24,7 +26,8 @@ _HINTS = {
     "M_URL_NOT_SET": "the registration has no url",
     "M_CONNECTION_FAILED": "the homeserver cannot connect to appservice.url: address, port, firewall, network?",
     "M_CONNECTION_TIMEOUT": "the homeserver's connection to appservice.url timed out",
-    "M_BAD_STATUS": "the bridge refused the homeserver's ping: does hs_token differ between config and registration?",
+    "M_BAD_STATUS": "the bridge refused the homeserver's ping: does hs_token differ between config and registration? "
+    "Or a proxy in between did: does it find the bridge?",
 }
 
 
@@ -33,6 +36,7 @@ class Pinger:
 
     Args:
         after: called after every successful ping.
+        tell: told of every ping: None when it went all the way round, else what went wrong.
     """
 
     def __init__(
@@ -42,12 +46,14 @@ class Pinger:
         appservice_id: str,
         interval: float,
         after: Callable[[], Awaitable[None]],
+        tell: Callable[[HomeserverError | None], None],
     ) -> None:
         self._homeserver = homeserver
         self._intake = intake
         self._id = appservice_id
         self._interval = interval
         self._after = after
+        self._tell = tell
         self._said: str | None = None
         self._registered = False
         self.ok = False
@@ -84,6 +90,13 @@ class Pinger:
 
     async def _ask(self, txn_id: str) -> None:
         try:
+            async with asyncio.timeout(_ROUND):
+                await self._ask_once(txn_id)
+        except TimeoutError:
+            raise HomeserverError(0, "", f"no answer to a ping within {_ROUND:.0f} s") from None
+
+    async def _ask_once(self, txn_id: str) -> None:
+        try:
             await self._homeserver.bot.ping(self._id, txn_id)
         except HomeserverError as error:
             if not error.forbidden or self._registered:
@@ -101,9 +114,11 @@ class Pinger:
             log.error("the way through the homeserver and back does not work", extra=extra)
         self._said = what
         self.ok = False
+        self._tell(error)
 
     def _succeeded(self) -> None:
         if not self.ok:
             log.info("the homeserver reaches the bridge and the bridge the homeserver", extra={"action": "ping_ok"})
         self._said = None
         self.ok = True
+        self._tell(None)

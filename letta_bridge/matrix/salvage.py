@@ -6,9 +6,30 @@ thousands of digits. One such event, which anybody can send, must not take the r
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
-_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}:,]', re.DOTALL)
+_SIGN = re.compile(r'["[{}\]:,]')
+
+
+def _tokens(text: str) -> Iterator[tuple[str, int, int]]:
+    """Strings and signs of JSON with where they begin and end. A string that does not end goes to the end."""
+    position = 0
+    while sign := _SIGN.search(text, position):
+        begin = sign.start()
+        position = _end_of_string(text, begin) if sign.group() == '"' else sign.end()
+        yield text[begin:position], begin, position
+
+
+def _end_of_string(text: str, begin: int) -> int:
+    quote = begin
+    while (quote := text.find('"', quote + 1)) >= 0:
+        before = quote - 1
+        while text[before] == "\\":
+            before -= 1
+        if (quote - before) % 2:
+            return quote + 1
+    return len(text)
 
 
 def salvage(raw: bytes) -> list[Any]:
@@ -19,11 +40,10 @@ def salvage(raw: bytes) -> list[Any]:
     text = raw.decode("utf-8", "replace")
     found: list[Any] = []
     depth, begin, key = 0, -1, ""
-    for token in _TOKEN.finditer(text):
-        sign = token.group()
+    for sign, start, end in _tokens(text):
         if begin >= 0 and depth == 2 and sign in ",]":
-            found += _element(text[begin : token.start()])
-            begin = token.end()
+            found += _element(text[begin:start])
+            begin = end
             if sign == "]":
                 return found
         if sign in "[{":
@@ -31,7 +51,7 @@ def salvage(raw: bytes) -> list[Any]:
         elif sign in "]}":
             depth -= 1
         if begin < 0 and sign == "[" and depth == 2 and key == "events:":
-            begin = token.end()
+            begin = end
         if depth == 1:
             key = sign[1:-1] if sign[0] == '"' else f"{key}{sign}" if sign == ":" else ""
     return found

@@ -10,6 +10,7 @@ from ..matrix.homeserver import Homeserver, HomeserverError, Intent
 log = logging.getLogger(__name__)
 
 DEVICE_NAME = "letta-bridge"
+_REGISTERED = "bot_registered"
 _NAME = "bot_name"
 _DEVICE = "bot_device"
 _DEVICE_MADE = "bot_device_made"
@@ -56,6 +57,7 @@ class Bot:
         self._displayname = displayname
         self._devices = devices
         self._ready = False
+        self._doubted = False
 
     async def load(self) -> None:
         """Let the bot's calls name its device, if it has one already."""
@@ -63,12 +65,20 @@ class Bot:
         if device_id and await self._settings.get(_DEVICE_MADE) == device_id:
             self._homeserver.bot.use_device(device_id)
 
+    @property
+    def has_device(self) -> bool:
+        """Whether the bot's calls name a device."""
+        return self._homeserver.bot.has_device
+
     async def ready(self) -> None:
         """Register, name, device; nothing when that was done already. Raises HomeserverError."""
         if self._ready:
             return
         bot = self._homeserver.bot
-        await bot.register()
+        if self._doubted or await self._settings.get(_REGISTERED) != bot.mxid:
+            await bot.register()
+            await self._settings.set(_REGISTERED, bot.mxid)
+            self._doubted = False
         if await self._settings.get(_NAME) != self._displayname:
             await bot.set_displayname(self._displayname)
             await self._settings.set(_NAME, self._displayname)
@@ -79,6 +89,11 @@ class Bot:
         if await self._settings.get(_DEVICE_MADE) != device_id and await self._devices.make(bot, device_id):
             await self._settings.set(_DEVICE_MADE, device_id)
         self._ready = True
+
+    def doubt(self) -> None:
+        """The homeserver refused something: see at the next :meth:`ready` that the bot is registered after all."""
+        self._doubted = True
+        self._ready = False
 
     async def remake_device(self) -> None:
         """Its device is not known any more: make it again at the next :meth:`ready`."""

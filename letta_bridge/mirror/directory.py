@@ -10,8 +10,8 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 from weakref import WeakValueDictionary
 
 from ..db.agents import AgentRow, Agents
@@ -41,6 +41,8 @@ from .writer import Writer
 log = logging.getLogger(__name__)
 
 LANE = "mirror"
+T = TypeVar("T")
+_SLICE = 100
 _PROGRESS_EVERY = 5.0
 _JITTER = 0.1
 
@@ -98,7 +100,8 @@ class Directory:
         self._status: dict[AgentID, Status] = {}
         self._locks: WeakValueDictionary[AgentID, asyncio.Lock] = WeakValueDictionary()
         self._warned_empty = False
-        self._loaded = False
+        self._epoch: int | None = None
+        """Of the newest pass: with another one, another replica may have been at work in between."""
 
     # -- what others ask
 
@@ -127,12 +130,17 @@ class Directory:
         return counts["done"], len(self._status), counts["failed"]
 
     async def start(self) -> None:
-        """Read from the database what the mirror needs to know at once, on every replica; asks nobody. A pass does it
-        too if it was not done."""
-        if not self._loaded:
-            await self._bot.load()
-            await self._space.load()
-            self._loaded = True
+        """Read from the database what the mirror needs to know at once, on every replica; asks nobody."""
+        await self._bot.load()
+        await self._space.load()
+
+    async def open_lanes(self) -> list[str]:
+        """The mirror's lane always has work; whichever replica is free takes it. Those that do not have it learn here
+        what the one that does has made.
+        """
+        if self._epoch is None and not (self._bot.has_device and self._space.room_id):
+            await self.start()
+        return [LANE]
 
     async def resolve(self, mxid: MXID) -> AgentRow | None:
         """The agent behind a puppet's user id, its puppet registered, named and with its device.
@@ -155,6 +163,7 @@ class Directory:
             if agent is None:
                 return None
             await self._write_down(agent)
+            await self._db.write(lambda conn: self._lanes.announce(conn, LANE))
             self._lanes.wake(LANE)
             row = await self._agents.by_mxid(mxid)
             assert row is not None
@@ -170,7 +179,9 @@ class Directory:
 
     async def handle(self, fence: Fence) -> float | None:
         """The lane's work: one pass. Returns the seconds until the next."""
-        await self.start()
+        if self._epoch != fence.epoch:
+            await self.start()
+            self._epoch = fence.epoch
         writer = Writer(self._db, self._agents, self._lanes, fence)
         self._maker.ask_again()
         try:
@@ -182,6 +193,8 @@ class Directory:
         except HomeserverError as error:
             if error.unknown_device:
                 await self._bot.remake_device()
+            elif not error.passing:
+                self._bot.doubt()
             return self._trouble("homeserver", str(error))
         self._well("homeserver")
         return self._until_next(pause)
@@ -204,7 +217,7 @@ class Directory:
         self._well("letta")
         rows = {row.agent_id: row for row in await self._agents.all()}
         present: set[AgentID] = set()
-        for agent in listing.agents:
+        async for agent in _in_slices(listing.agents):
             if not self._listings.wanted(agent):
                 continue
             present.add(agent.id)
@@ -261,7 +274,7 @@ class Directory:
         self._status = {row.agent_id: _status(row) for row in rows}
         due = [
             row.agent_id
-            for row in rows
+            async for row in _in_slices(rows)
             if not self._provisioner.done(row, space) and not self._rests.resting(row.agent_id)
         ]
         if not due:
@@ -384,6 +397,14 @@ def _status(row: AgentRow) -> Status:
     if row.error:
         return "failed"
     return "open" if row.state == "new" else "done"
+
+
+async def _in_slices(items: Sequence[T]) -> AsyncIterator[T]:
+    """The items, letting others work now and then: thousands of agents must not hold up a message."""
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number % _SLICE == 0:
+            await asyncio.sleep(0)
 
 
 def _changes(row: AgentRow, agent: Agent) -> dict[str, Any]:

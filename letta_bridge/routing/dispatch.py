@@ -122,10 +122,12 @@ def decide(event: EventView, room: RoomView, grant: Grant) -> Decision:
         return _ignore("nobody of ours is in the room")
     if grant.ignored_by is not None:
         return _ignore(f"sender matches ignored_senders: {grant.ignored_by}")
-    if event.type == "m.room.encrypted":
-        return _encrypted(room)
     if event.type == "m.room.redaction":
         return Decision(Action.WITHDRAW, "redaction", target=event.redacts)
+    if not event.content:  # homeservers push what is left of an event that was redacted meanwhile
+        return _ignore("redacted before it came")
+    if event.type == "m.room.encrypted":
+        return _encrypted(room)
     if event.type == "m.reaction":
         return _reaction(event, room, grant)
     if thing := _UNSUPPORTED_TYPES.get(event.type):

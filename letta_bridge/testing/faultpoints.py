@@ -4,7 +4,8 @@
 
 takes the arguments of ``letta-bridge`` after ``--`` and, when the place ``send.after`` is passed for the third time,
 ends its own process as by ``kill -9`` (or, with ``stop``, freezes it as by SIGSTOP). What was reached is written to
-FILE first, so that a test can tell a kill at its place from one that came from elsewhere.
+FILE first, so that a test can tell a kill at its place from one that came from elsewhere. With ``--orders FILE`` the
+place is named while the process runs, see :class:`Ordered`.
 """
 
 import argparse
@@ -50,15 +51,43 @@ class Armed:
             os.kill(os.getpid(), self._signal)
 
 
+class Ordered:
+    """Takes its place from a file while the process runs.
+
+    Whenever a place is passed and the file ``orders`` is there, it is taken away, and its line (``point:count:action``,
+    counted from then on) replaces the order before; an empty one only ends that. Written by renaming, it is never read
+    half.
+    """
+
+    def __init__(self, orders: Path, mark: Path | None = None) -> None:
+        self._orders, self._mark = orders, mark
+        self._armed: Armed | None = None
+
+    def __call__(self, point: str) -> None:
+        """A place is passed."""
+        try:
+            at = self._orders.read_text().strip()
+            self._orders.unlink()
+        except FileNotFoundError:
+            pass
+        else:
+            self._armed = Armed(at, self._mark) if at else None
+        if self._armed is not None:
+            self._armed(point)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``letta-bridge`` with one armed place; returns its exit code."""
+    """Run ``letta-bridge`` with an armed place; returns its exit code."""
     parser = argparse.ArgumentParser(prog="letta_bridge.testing.faultpoints")
     parser.add_argument("--at", help="point:count:kill or point:count:stop")
+    parser.add_argument("--orders", type=Path, help="file from which that is taken while the bridge runs")
     parser.add_argument("--mark", type=Path, help="file to write before acting")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="the arguments of letta-bridge, after --")
     args = parser.parse_args(argv)
     if args.at:
         faults.hook = Armed(args.at, args.mark)
+    elif args.orders:
+        faults.hook = Ordered(args.orders, args.mark)
     return letta_bridge([word for word in args.rest if word != "--"])
 
 

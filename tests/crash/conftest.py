@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from .harness import CrashWorld, crash_world
+from .nursery import Nursery, nursery
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Nursery]:
+    """Where bridge processes come from that need not each be started by an interpreter of its own."""
+    with nursery() as made:
+        yield made
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

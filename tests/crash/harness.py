@@ -20,6 +20,7 @@ from letta_bridge.testing.fake_letta import FakeLetta
 from letta_bridge.testing.stack.process import ChildProcess, child_environment, free_port
 
 from ..integration.world import DOMAIN, until
+from .nursery import Forked, Nursery
 
 ROOT = Path(letta_bridge.__file__).parents[1]
 
@@ -34,8 +35,10 @@ class CrashWorld:
     database: str
     settings: dict[str, Any] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
-    child: ChildProcess | None = None
-    others: list[ChildProcess] = field(default_factory=list)
+    child: ChildProcess | Forked | None = None
+    others: list[ChildProcess | Forked] = field(default_factory=list)
+    nursery: Nursery | None = None
+    """Where processes come from, if not each from an interpreter of its own."""
 
     @property
     def log(self) -> Path:
@@ -71,23 +74,86 @@ class CrashWorld:
             node[last] = value
         return data
 
-    def spawn(self, *, config: str | None = None, log: Path | None = None) -> ChildProcess:
-        """Start a bridge process and wait for nothing. ``config`` is the text of the file instead of the usual one."""
+    def spawn(
+        self, *, config: str | None = None, log: Path | None = None, at: str | None = None
+    ) -> ChildProcess | Forked:
+        """Start a bridge process and wait for nothing. ``config`` is the text of the file instead of the usual one;
+        ``at`` is a place at which it ends or freezes itself, see :meth:`arm`.
+        """
         path = self.folder / "config.yaml"
         path.write_text(json.dumps(self.config()) if config is None else config)
         path.chmod(0o600)
-        command = [sys.executable, "-m", "letta_bridge", "run", "-c", str(path)]
-        environment = child_environment({"PYTHONPATH": str(ROOT)}, without=("LETTA_BRIDGE",))
-        child = ChildProcess("the bridge", command, log=log or self.log, env=environment, cwd=self.folder)
-        child.start()
+        self.arm(at)
+        run = ["run", "-c", str(path)]
+        if self.nursery is not None:
+            child: ChildProcess | Forked = self.nursery.fork(
+                run, cwd=self.folder, log=log or self.log, orders=self._orders, mark=self.mark
+            )
+        else:
+            command = [sys.executable, "-m", "letta_bridge", *run]
+            if at:
+                armed = ["letta_bridge.testing.faultpoints", "--orders", str(self._orders), "--mark", str(self.mark)]
+                command = [sys.executable, "-m", *armed, "--", *run]
+            environment = child_environment({"PYTHONPATH": str(ROOT)}, without=("LETTA_BRIDGE",))
+            child = ChildProcess("the bridge", command, log=log or self.log, env=environment, cwd=self.folder)
+            child.start()
         self.others.append(child)
         return child
 
-    async def start(self) -> None:
+    async def start(self, *, at: str | None = None) -> None:
         """Start the bridge (again) and wait until it is ready."""
         self.hs.appservice_url = self.url
-        self.child = self.spawn()
+        self.child = self.spawn(at=at)
         await self.ready()
+
+    # -- at a named place
+
+    @property
+    def _orders(self) -> Path:
+        return self.folder / "orders"
+
+    @property
+    def mark(self) -> Path:
+        """The file in which the process says at which place it ended or froze itself."""
+        return self.folder / "mark"
+
+    def arm(self, at: str | None) -> None:
+        """Let the bridge end or freeze itself when it passes a place, counted from now: ``send.after:3:kill``.
+
+        None disarms it. Only for a bridge of the nursery, or one that was started with ``at``.
+        """
+        self.mark.unlink(missing_ok=True)
+        written = self.folder / "orders.new"
+        written.write_text(at or "")
+        written.rename(self._orders)
+
+    @property
+    def struck(self) -> str:
+        """The place at which the bridge ended or froze itself; empty while it has not."""
+        return self.mark.read_text().strip() if self.mark.exists() else ""
+
+    async def died(self, seconds: float = 15.0) -> None:
+        """Wait until the bridge has ended itself at the place for which it was armed."""
+        assert self.child is not None
+        child = self.child
+        try:
+            await until(lambda: self.struck and not child.running, seconds, why="the place was never passed")
+        except AssertionError as late:
+            raise AssertionError(f"{late}\n{child.log_tail(40)}") from late
+
+    async def froze(self, seconds: float = 15.0) -> None:
+        """Wait until the bridge has frozen itself at the place for which it was armed."""
+        assert self.child is not None
+        child = self.child
+        try:
+            await until(lambda: self.struck and is_frozen(child.pid), seconds, why="the place was never passed")
+        except AssertionError as late:
+            raise AssertionError(f"{late}\n{child.log_tail(40)}") from late
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        assert self.child is not None
+        self.child.send_signal(signal.SIGCONT)
 
     async def ready(self, seconds: float = 20.0) -> None:
         """Wait until the bridge that was started is ready."""
@@ -122,7 +188,7 @@ class CrashWorld:
         self.child.send_signal(signal.SIGTERM)
         return await self.child.wait_exit(seconds)
 
-    async def ended(self, child: ChildProcess, seconds: float = 15.0) -> tuple[int, str]:
+    async def ended(self, child: ChildProcess | Forked, seconds: float = 15.0) -> tuple[int, str]:
         """Exit code and output of a process that is to end by itself."""
         return await child.wait_exit(seconds), child.log.read_text()
 
@@ -170,16 +236,26 @@ class CrashWorld:
         return [message.body for message in read if room in (None, message.room.id)]
 
 
+def is_frozen(pid: int) -> bool:
+    """Whether a process was stopped by a signal (state T in ``/proc``)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
 def echo(texts: list[str]) -> str:
     """An answer that names every message that it answers."""
     return "re: " + " ".join(f"<{envelope.open_(text).body}>" for text in texts)
 
 
 @asynccontextmanager
-async def crash_world(folder: Path, database: str) -> AsyncIterator[CrashWorld]:
-    async with FakeHomeserver(backoff_scale=0.02) as hs, FakeLetta() as letta:
+async def crash_world(
+    folder: Path, database: str, *, redis: bool = False, nursery: Nursery | None = None
+) -> AsyncIterator[CrashWorld]:
+    async with FakeHomeserver(backoff_scale=0.02) as hs, FakeLetta(redis=redis) as letta:
         letta.reply = echo
-        world = CrashWorld(hs, letta, folder, database)
+        world = CrashWorld(hs, letta, folder, database, nursery=nursery)
         try:
             yield world
         finally:

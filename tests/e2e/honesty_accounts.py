@@ -1,5 +1,6 @@
 """The script, first half: users, devices, creating rooms, membership, transaction ids."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -43,6 +44,7 @@ async def devices_and_profiles(s: Script) -> None:
     await s.call("letta_g", "DELETE", "devices", "D1", body={})
     await s.call("letta_g", "DELETE", "devices", "D1", body={})
     await s.call("alice", "PUT", "devices", "D1")
+    await s.call("alice", "DELETE", "devices", "D1", body={})
     await s.call("letta_g", "GET", "profile", g)
     await s.call(None, "GET", "profile", g, "displayname")
     await s.call(None, "GET", "profile", g, "avatar_url")
@@ -69,6 +71,27 @@ async def devices_and_profiles(s: Script) -> None:
         await s.call("letta_g", "GET", "user", user, "account_data", "x.y")
     await s.call("letta_g", "PUT", "user", g, "account_data", "x.y", body={"a": 1})
     await s.call("letta_g", "GET", "user", g, "account_data", "x.y")
+
+
+async def deactivation(s: Script) -> None:
+    g, kind = s.user("letta_g"), {"type": "m.login.application_service", "inhibit_login": True}
+    room = await s.room("letta_g")
+    await s.call("letta_g", "PUT", "devices", "D1")
+    for _ in range(2):
+        await s.call("letta_g", "POST", "account", "deactivate", body={"erase": False})
+    await s.call("letta_g", "GET", "account", "whoami")
+    await s.call("letta_g", "GET", "devices")
+    await s.call(None, "GET", "profile", g)
+    await s.call("bot", "POST", "register", body={**kind, "username": f"letta_g{s.tag}"})
+    await s.call("alice", "POST", "account", "deactivate", body={"erase": False})
+    kept, membership = len(s.lines), ""
+    for _ in range(200):  # Synapse leaves the rooms when it has answered
+        found = await s.call("alice", "GET", "rooms", room, "state", "m.room.member", g)
+        if (membership := found["membership"]) == "leave":
+            break
+        await asyncio.sleep(0.05)
+    del s.lines[kept:]
+    s.note("the rooms of a deactivated user", membership)
 
 
 async def the_rest_of_the_server(s: Script) -> None:

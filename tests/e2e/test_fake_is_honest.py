@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.full]
 SCRIPTS = [
     accounts.who_is_who,
     accounts.devices_and_profiles,
+    accounts.deactivation,
     accounts.the_rest_of_the_server,
     accounts.creating("11"),
     accounts.creating("12"),

@@ -64,6 +64,15 @@ async def names(db: Database) -> list[str]:
     return [row["name"] for row in await db.fetch("SELECT name FROM setting ORDER BY name")]
 
 
+async def held(db: Database, release: threading.Event) -> None:
+    """Within a piece of work: hold its transaction open until it is released."""
+    if db.postgres:
+        while not release.is_set():
+            await asyncio.sleep(0.01)
+    else:  # its own thread
+        release.wait(20)
+
+
 class Abrupt(BaseException):
     """Not an Exception: what only ``except BaseException`` sees."""
 
@@ -83,12 +92,13 @@ async def test_write_is_rolled_back_whatever_ends_it(db: Database, error: BaseEx
 
 
 async def test_cancelled_caller_goes_at_once_and_tears_nothing(db: Database) -> None:
-    entered, release = asyncio.Event(), asyncio.Event()
+    entered, release = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
 
     async def work(conn: Connection) -> None:
         await put(conn, "one")
-        entered.set()
-        await release.wait()
+        loop.call_soon_threadsafe(entered.set)
+        await held(db, release)
         await put(conn, "two")
 
     caller = asyncio.create_task(db.write(work))
@@ -123,11 +133,12 @@ async def test_cancelled_readers_and_writers_leave_the_database_usable(db: Datab
 async def test_close_waits_for_a_write_whose_caller_went_away(tmp_path: Path, database_uri: str) -> None:
     db = Database(database_uri, tmp_path)
     await db.open()
-    entered, release = asyncio.Event(), asyncio.Event()
+    entered, release = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
 
     async def work(conn: Connection) -> None:
-        entered.set()
-        await release.wait()
+        loop.call_soon_threadsafe(entered.set)
+        await held(db, release)
         await put(conn, "kept")
 
     caller = asyncio.create_task(db.write(work))
@@ -345,3 +356,62 @@ async def test_cleaned_text_can_be_stored_and_comes_back(db: Database, text: str
     assert clean(cleaned) == cleaned
     await db.write(lambda conn: put(conn, cleaned))
     assert await names(db) == [cleaned]
+
+
+async def test_sqlite_work_that_waits_for_something_else_is_refused_and_rolled_back(tmp_path: Path) -> None:
+    db = Database("sqlite:bridge.db", tmp_path)
+    await db.open()
+
+    async def work(conn: Connection) -> None:
+        await put(conn, "held open")
+        await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="nothing but its connection"):
+        await db.write(work)
+    with pytest.raises(RuntimeError, match="nothing but its connection"):
+        await db.read(lambda _: asyncio.sleep(0))
+    await db.write(lambda conn: put(conn, "next"))
+    assert await names(db) == ["next"]
+    await db.close()
+
+
+async def test_writes_that_queue_up_share_a_commit_and_no_failure(tmp_path: Path) -> None:
+    """A hundred writers at once cost a few commits, and one that fails takes nothing but its own writes with it."""
+    db = Database("sqlite:bridge.db", tmp_path)
+    await db.open()
+    statements: list[str] = []
+    await db._on_thread(lambda conn: conn.set_trace_callback(statements.append))
+
+    async def fails(conn: Connection) -> None:
+        await put(conn, "torn")
+        raise ValueError("mine alone")
+
+    writes = [db.write(lambda conn, n=n: put(conn, f"n{n:02}")) for n in range(99)]  # type: ignore[misc]
+    outcomes = await asyncio.gather(*writes, db.write(fails), return_exceptions=True)
+    assert [outcome for outcome in outcomes if outcome is not None] == [outcomes[-1]]
+    assert str(outcomes[-1]) == "mine alone"
+    assert await names(db) == [f"n{n:02}" for n in range(99)]
+    assert sum(statement == "COMMIT" for statement in statements) <= 3
+    await db.close()
+
+
+async def test_a_shared_commit_that_fails_is_made_again_one_by_one(tmp_path: Path) -> None:
+    """What makes SQLite give up a whole transaction (here: a full disk) fails only whoever caused it."""
+    db = Database("sqlite:bridge.db", tmp_path)
+    await db.open()
+    pages = await db.fetchval("PRAGMA page_count")
+    await db.fetchval(f"PRAGMA max_page_count = {pages + 8}")
+
+    async def too_much(conn: Connection) -> None:
+        await conn.execute("INSERT INTO setting (name, value) VALUES ('huge', $1)", "x" * 1_000_000)
+
+    first, middle, last = await asyncio.gather(
+        db.write(lambda conn: put(conn, "a")),
+        db.write(too_much),
+        db.write(lambda conn: put(conn, "b")),
+        return_exceptions=True,
+    )
+    assert (first, last) == (None, None)
+    assert isinstance(middle, sqlite3.OperationalError)
+    assert await names(db) == ["a", "b"]
+    await db.close()

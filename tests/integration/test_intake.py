@@ -95,22 +95,22 @@ async def test_unknown_routes_are_matrix_404s_and_health_needs_no_token(sqlite_w
     for method, path in [
         ("GET", "/"),
         ("GET", "/_matrix/client/versions"),
-        ("GET", "/_matrix/app/v1/thirdparty/protocol/irc"),
         ("POST", "/_matrix/app/unstable/fi.mau.msc2659/ping"),
         ("PUT", TRANSACTIONS),
-        ("DELETE", TRANSACTIONS + "1"),
         ("GET", "/%00/..%2f..%2fetc/passwd"),
         ("PROPFIND", "/"),
     ]:
         code, answer = await ask(world, method, path)
         assert (code, answer["errcode"]) == (404, "M_UNRECOGNIZED"), path
     assert await ask(world, "GET", "/_matrix/mau/live") == (200, {"live": True})
-    assert await ask(world, "GET", "/_matrix/mau/ready") == (200, {"ready": True})
+    status, health = await ask(world, "GET", "/_matrix/mau/ready")
+    assert (status, health["ready"]) == (200, True)
     await world.hs.stop()
     assert await ask(world, "GET", "/_matrix/mau/live") == (200, {"live": True})
 
     async def unready() -> bool:
-        return await ask(world, "GET", "/_matrix/mau/ready") == (503, {"ready": False})
+        status, health = await ask(world, "GET", "/_matrix/mau/ready")
+        return (status, health["ready"]) == (503, False)
 
     await until(unready, why="ready although the homeserver is away")
     await world.hs.start()

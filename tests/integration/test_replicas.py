@@ -17,7 +17,12 @@ from .lanes_kit import LANE, Handler, mark, marks, nothing, running
 from .world import until
 
 pytestmark = pytest.mark.postgres
-NEVER = 1000.0  # seconds between beats of an owner that looks dead after its lease
+
+
+def die(lanes: Lanes) -> None:
+    """From now on it gives no signs of life, as after ``kill -9``; what it has in hand goes on."""
+    assert lanes._beats is not None
+    lanes._beats.cancel()
 
 
 @pytest_asyncio.fixture
@@ -65,7 +70,8 @@ async def test_a_dead_owners_lane_is_taken_over_after_the_lease_and_its_late_wri
     async def heir(_: Fence) -> None:
         took.append(time.monotonic())
 
-    async with running(two[0], frozen, lanes=Lanes(two[0], "one", lease=1.0, beat=NEVER)) as first:
+    async with running(two[0], frozen, lanes=Lanes(two[0], "one", lease=1.0, beat=0.2)) as first:
+        die(first)
         last_beat = time.monotonic()
         first.wake(LANE)
         await until(lambda: fences)
@@ -135,8 +141,9 @@ async def test_a_second_process_with_the_same_replica_id_is_refused_and_disturbs
 
 async def test_a_restarted_replica_has_its_lanes_back_after_its_own_lease(two: tuple[Database, Database]) -> None:
     log: list[str] = []
-    killed = Lanes(two[0], "same", lease=0.8, beat=NEVER)  # beats once, then never again, as after kill -9
+    killed = Lanes(two[0], "same", lease=0.8, beat=0.2)
     async with running(two[0], working(log, "before"), lanes=killed):
+        die(killed)
         killed.wake(LANE)
         await until(lambda: log)
         async with running(

@@ -226,10 +226,11 @@ def test_every_exit_code_is_explained() -> None:
     assert {code.name: int(code) for code in Exit} == {
         "OK": 0, "USAGE": 2, "CONFIG": 10, "REGISTRATION": 11, "DATABASE": 12, "HOMESERVER": 13, "AS_TOKEN": 14,
         "NAMESPACES": 15, "PING": 16, "LETTA": 17, "LETTA_AUTH": 18, "LETTA_AGENTS": 19, "PORT": 20, "RUNNING": 21,
+        "SMOKE": 22,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["run", "check", "register"])
+@pytest.mark.parametrize("command", ["run", "check", "smoke", "register"])
 def test_a_missing_configuration_says_how_to_make_one(command: str, tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "letta_bridge", command], cwd=tmp_path, capture_output=True, text=True, timeout=30,

@@ -250,6 +250,7 @@ def test_unusual_and_right_values_are_taken() -> None:
         ({"appservice": {"as_token": AS_TOKEN, "hs_token": AS_TOKEN}}, "another token"),
         ({"appservice": {"as_token": AS_TOKEN, "hs_token": HS_TOKEN, "bot_localpart": "letta_bot"}}, "puppet_prefix"),
         ({"database": {"lease_s": 4, "beat_s": 2}}, "half of database.lease_s"),
+        ({"metrics": {"enabled": True, "port": 29384}}, "another port than appservice.port"),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(change: dict[str, Any], word: str) -> None:

@@ -261,14 +261,14 @@ def test_code_arrives_as_it_is(lines: list[str]) -> None:
     ids=lambda html: html[:12],
 )
 def test_time_and_size_are_bounded(html: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     text = to_markdown(formatted(html))
     mentioned_users(html)
-    assert time.perf_counter() - started < 8
+    assert time.process_time() - started < 8
     assert len(text) <= 4 * HTML_LIMIT
 
 
 def test_a_long_reply_quote_is_left_out_in_linear_time() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert to_markdown({"body": "> <@a:b> x\n" + "> x\n" * 200_000 + "\nHello"} | REPLY) == "Hello"
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2

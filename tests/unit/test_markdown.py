@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from letta_bridge.matrix import markdown
 from letta_bridge.matrix.markdown import HTML_LIMIT, SOURCE_LIMIT, render
 
 # The list of the Matrix specification (client-server API, m.room.message, org.matrix.custom.html).
@@ -156,9 +157,9 @@ def test_too_much_html_gives_none_but_the_whole_body() -> None:
 
 def test_one_long_reference_used_often_costs_nothing() -> None:
     text = "[a]: https://example.org/" + "x" * 20_000 + "\n\n" + "[a] " * 10_000
-    started = time.perf_counter()
+    started = time.process_time()
     assert render(text).html is None
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(
@@ -202,6 +203,14 @@ def test_one_long_reference_used_often_costs_nothing() -> None:
 @pytest.mark.parametrize("length", [SOURCE_LIMIT, 1_000_000])
 def test_time_is_bounded(unit: str, length: int) -> None:
     text = (unit * (length // len(unit) + 1))[:length]
-    started = time.perf_counter()
+    started = time.process_time()
     assert render(text).body == text
-    assert time.perf_counter() - started < 8
+    assert time.process_time() - started < 8
+
+
+@given(st.text(alphabet="abÄß 1.,;:!?'\"()-+=#@/%$\n\r\t*_`[]<>&\\~|{}^", max_size=60))
+def test_the_short_way_for_plain_texts_says_what_the_long_way_says(text: str) -> None:
+    """A text that looks simple has no HTML on either way."""
+    body = markdown._UNSAFE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    if markdown._SIMPLE.match(body):
+        assert markdown._is_plain(markdown._MARKDOWN.parse(body), body)

@@ -278,6 +278,6 @@ def test_time_is_linear(unit: str) -> None:
     body = (unit * (65_536 // len(unit)))[:65_536]
     crowd = [Puppet(mxid(str(n)), "b" * (n % 250 + 1)) for n in range(500)]
     people = [f"Person {n}" for n in range(5_000)]
-    started = time.perf_counter()
+    started = time.process_time()
     addressed(Incoming(body, body), crowd, people)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2

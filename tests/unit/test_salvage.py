@@ -61,8 +61,8 @@ def test_what_cannot_be_parsed_is_given_as_text() -> None:
 
 
 def test_it_takes_time_in_proportion() -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     salvage(b"[" * 2_000_000)
     salvage(b'"' + b"\\" * 2_000_000)
     salvage(b'{"events": [' + b'"x' * 500_000)
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10

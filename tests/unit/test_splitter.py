@@ -170,9 +170,9 @@ def test_fences_that_take_half_a_part_are_not_repeated() -> None:
     ids=lambda text: repr(text[:8]),
 )
 def test_time_is_linear(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     parts = split(text, 4096)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert all(size(part) <= 4096 for part in parts)
 
 

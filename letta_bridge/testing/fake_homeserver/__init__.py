@@ -15,7 +15,8 @@ visibility, transaction ids, the 64 KiB limit, exclusive namespaces, profile cha
 and which events are pushed at all: what is said between a puppet's invite and its join never is.
 
 - Faults: ``hs.fail_next``, ``hs.delay``, ``hs.stop``/``hs.start``, ``hs.restart``, ``hs.hold_push``,
-  ``hs.push_raw``, ``hs.push_again``. Set ``backoff_scale=0.01`` to make Synapse's retries quick.
+  ``hs.push_raw``, ``hs.push_again``, and ``hs.fail_push`` for what a ``PushFault`` does to one attempt to push.
+  Set ``backoff_scale=0.01`` to make Synapse's retries quick.
 - Looking: ``hs.requests``, ``hs.transactions``, ``hs.wait_pushed``, and every ``Person``.
 
 Not there, and answered 404 M_UNRECOGNIZED: ``/sync``, end-to-end keys and to-device messages, presence, search,
@@ -29,6 +30,7 @@ from .faults import Fault
 from .flavour import SYNAPSE, TUWUNEL, Flavour
 from .person import Person
 from .push import PushSettings, Transaction
+from .push_faults import PushFault
 from .server import FakeHomeserver
 from .view import Rendered
 
@@ -40,6 +42,7 @@ __all__ = [
     "Flavour",
     "MatrixError",
     "Person",
+    "PushFault",
     "PushSettings",
     "Rendered",
     "Request",

@@ -7,7 +7,7 @@ from typing import Any
 
 from .appservice import AppService
 from .auth import USER_ID
-from .errors import MatrixError, bad, forbidden, not_found
+from .errors import MatrixError, PasswordNeededError, bad, forbidden, not_found
 from .events import JSON
 from .flavour import Flavour
 
@@ -174,9 +174,18 @@ class Accounts:
     def delete_device(self, requester: Requester, device_id: str) -> None:
         """Delete a device. People would need to enter a password: they get the 401 of that flow."""
         if not (requester.appservice and self.appservice.device_management):
-            raise MatrixError(401, "M_FORBIDDEN", "User-interactive authentication is needed")
+            raise PasswordNeededError
         if user := self.users.get(requester.user_id):
             user.devices.pop(device_id, None)
+
+    def deactivate(self, requester: Requester) -> None:
+        """Take the devices away. Raises MatrixError where a password would be needed; the name stays taken."""
+        if not requester.appservice or self.flavour.name == "tuwunel":
+            if requester.appservice and requester.device_id is None:  # Tuwunel keeps this flow's sessions by device
+                raise forbidden("A device is needed for user-interactive authentication")
+            raise PasswordNeededError
+        if user := self.users.get(requester.user_id):
+            user.devices.clear()
 
     def account_data(self, requester: Requester, user_id: str) -> dict[tuple[str | None, str], JSON]:
         """The account data of the requester, keyed by (room or None, type)."""

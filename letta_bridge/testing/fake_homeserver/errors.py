@@ -1,5 +1,6 @@
 """The one exception by which every layer of the fake refuses a request."""
 
+import secrets
 from typing import Any
 
 
@@ -16,6 +17,17 @@ class MatrixError(Exception):
     def body(self) -> dict[str, Any]:
         """The JSON body of the answer."""
         return {"errcode": self.errcode, "error": self.error, **self.extra}
+
+
+class PasswordNeededError(MatrixError):
+    """401 of the user-interactive flow: its body has the ways to go on, and no errcode."""
+
+    def __init__(self) -> None:
+        super().__init__(401, "", "User-interactive authentication is needed")
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body of the answer."""
+        return {"session": secrets.token_hex(12), "flows": [{"stages": ["m.login.password"]}], "params": {}}
 
 
 def forbidden(text: str) -> MatrixError:

@@ -67,10 +67,15 @@ class Event:
 
     def prune(self, because: "Event") -> None:
         """Redact: keep only what room versions 11 and 12 keep."""
-        if self.type != "m.room.create":
-            kept = _KEPT_KEYS.get(self.type, ())
-            self.content = {key: self.content[key] for key in kept if key in self.content}
+        self.content = pruned(self.type, self.content)
         self.redacted_because = because
+
+
+def pruned(event_type: str, content: JSON) -> JSON:
+    """What a redaction leaves of a content in room versions 11 and 12."""
+    if event_type == "m.room.create":
+        return content
+    return {key: content[key] for key in _KEPT_KEYS.get(event_type, ()) if key in content}
 
 
 def now_ms() -> int:

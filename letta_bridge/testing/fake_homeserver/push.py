@@ -5,9 +5,8 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import quote
 
 import aiohttp
@@ -15,7 +14,7 @@ import aiohttp
 from .appservice import AppService
 from .errors import MatrixError
 from .events import JSON, Event
-from .homeserver import Homeserver
+from .push_faults import PushFault, PushFaults, paced
 from .rooms import Room
 
 logger = logging.getLogger(__name__)
@@ -23,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Transaction:
-    """One attempt to push. ``status`` is None while it runs and 0 when the connection failed or timed out."""
+    """One attempt to push. ``status`` is None while it runs and 0 when the connection failed or timed out.
+
+    ``rows`` is what was queued for it: more than what it carries when events were purged meanwhile.
+    """
 
     txn_id: str
     body: JSON
@@ -31,6 +33,7 @@ class Transaction:
     attempt: int
     status: int | None = None
     duration: float | None = None
+    rows: int = 0
     event_ids: list[str] = field(default_factory=list)
 
     @property
@@ -51,18 +54,20 @@ class PushSettings:
     timeout: float = 60.0
     backoff_scale: float = 1.0
     netburst_keep: int = 50
+    idle_timeout: float | None = None
+    """How long a kept connection may be idle before it is not used again; None: as the homeserver does."""
 
 
 class BasePusher:
     """Owns the HTTP session towards the appservice and one background task."""
 
-    def __init__(self, hs: Homeserver, appservice: AppService, settings: PushSettings) -> None:
-        self.hs = hs
+    def __init__(self, appservice: AppService, settings: PushSettings, on_log: Callable[[], None]) -> None:
         self.appservice = appservice
         self.settings = settings
+        self.faults = PushFaults()
         self.log: list[Transaction] = []
         self.crashes: list[Exception] = []
-        self.on_log: Callable[[], None] = hs.notify
+        self.on_log = on_log
         self._session: aiohttp.ClientSession | None = None
         self._wake = asyncio.Event()
         self._open = asyncio.Event()
@@ -75,7 +80,7 @@ class BasePusher:
     async def start(self) -> None:
         """Begin pushing."""
         if self._session is None:
-            self._session = aiohttp.ClientSession()
+            self._session = aiohttp.ClientSession(connector=self._connector())
             # aiohttp repeats a PUT by itself when the connection breaks; a homeserver's failed attempt is a failure
             self._session._retry_connection = False
         self._up.set()
@@ -93,6 +98,9 @@ class BasePusher:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    def close(self) -> None:
+        """Let go of what is kept over a stop. Nothing can be queued afterwards."""
 
     def hold(self) -> None:
         """Send nothing from now on; the transaction in flight goes on."""
@@ -143,7 +151,8 @@ class BasePusher:
         url = f"{self.appservice.url}/_matrix/app/v1/ping"
         body = {} if transaction_id is None else {"transaction_id": transaction_id}
         begun = time.monotonic()
-        assert self._session is not None
+        if self._session is None or self._session.closed:  # it was asked while the homeserver went down
+            raise MatrixError(502, "M_CONNECTION_FAILED", "Could not call the application service")
         try:
             async with self._session.post(
                 url, json=body, headers=self._headers(), params=self._params(), timeout=self._timeout()
@@ -188,22 +197,19 @@ class BasePusher:
     def _timeout(self) -> aiohttp.ClientTimeout:
         return aiohttp.ClientTimeout(total=self.settings.timeout, sock_connect=5)
 
-    async def put(self, txn_id: str, body: JSON, attempt: int) -> bool:
+    def _connector(self) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector()
+
+    async def put(self, txn_id: str, body: JSON, attempt: int, rows: int = 0) -> bool:
         """PUT one transaction and log it; whether the appservice took it (any 2xx)."""
-        entry = Transaction(txn_id, body, time.monotonic(), attempt)
+        fault = self.faults.next()
+        txn_id = fault.txn_id or txn_id
+        entry = Transaction(txn_id, body, time.monotonic(), attempt, rows=rows)
         entry.event_ids = [event["event_id"] for event in entry.events]
         self.log.append(entry)
-        url = f"{self.appservice.url}/_matrix/app/v1/transactions/{quote(txn_id, safe='')}"
-        headers = {"Content-Type": "application/json", **self._headers()}
-        data = io.BytesIO(json.dumps(body).encode())
         status = 0
         try:
-            assert self._session is not None
-            async with self._session.put(
-                url, data=data, headers=headers, params=self._params(), timeout=self._timeout()
-            ) as answer:
-                await answer.read()
-                status = answer.status
+            status = await self._attempt(txn_id, body, fault)
         except (aiohttp.ClientError, TimeoutError, ValueError):
             status = 0
         finally:
@@ -211,6 +217,43 @@ class BasePusher:
             entry.duration = time.monotonic() - entry.started
             self.on_log()
         return 200 <= status < 300
+
+    async def _attempt(self, txn_id: str, body: JSON, fault: PushFault) -> int:
+        """One request, with what is to go wrong with it; the status that the homeserver believes in."""
+        if fault.lost:
+            return 0
+        shaped = body if fault.change is None else fault.change(body)
+        data = shaped if isinstance(shaped, bytes) else json.dumps(shaped).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(data)), **self._headers()}
+        params = self._params()
+        if fault.header_token is not None:
+            headers["Authorization"] = f"Bearer {fault.header_token}"
+        if fault.query_token is not None:
+            params["access_token"] = fault.query_token
+        headers = {key: value for key, value in headers.items() if value != "Bearer "}
+        params = {key: value for key, value in params.items() if value}
+        asking = asyncio.create_task(self._ask_to_take(txn_id, paced(data, fault), headers, params))
+        try:
+            if fault.cut:
+                arrived = asyncio.create_task(fault.arrived.wait())
+                await asyncio.wait({asking, arrived}, return_when=asyncio.FIRST_COMPLETED)
+                arrived.cancel()
+                return 0
+            status = await asking
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        await asyncio.sleep(fault.after)
+        return status if fault.status is None else fault.status
+
+    async def _ask_to_take(
+        self, txn_id: str, data: AsyncIterator[bytes], headers: dict[str, str], params: dict[str, str]
+    ) -> int:
+        assert self._session is not None
+        url = f"{self.appservice.url}/_matrix/app/v1/transactions/{quote(txn_id, safe='')}"
+        async with self._session.put(url, data=data, headers=headers, params=params, timeout=self._timeout()) as answer:
+            await answer.read()
+            return answer.status
 
     async def put_raw(
         self, txn_id: str, body: bytes, headers: dict[str, str], params: dict[str, str]
@@ -223,15 +266,3 @@ class BasePusher:
             url, data=io.BytesIO(body), headers=headers, params=params, timeout=self._timeout()
         ) as answer:
             return answer.status, await answer.text(errors="replace")
-
-    def device_counts(self, rooms: list[Room]) -> dict[str, Any]:
-        """MSC3202: one-time-key counts of the namespace users in these rooms. No keys are ever held: all empty."""
-        users = {self.appservice.sender}
-        for room in rooms:
-            users.update(filter(self.appservice.owns_user, room.members()))
-        accounts = self.hs.accounts.users
-        return {
-            user: dict.fromkeys(accounts[user].devices)
-            for user in sorted(users)
-            if user in accounts and accounts[user].devices
-        }

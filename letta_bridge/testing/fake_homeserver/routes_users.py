@@ -5,6 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
+from . import membership
 from .client_api import Call, Route
 from .errors import MatrixError, bad, forbidden, not_found
 from .events import JSON
@@ -67,6 +68,15 @@ async def delete_device(call: Call) -> JSON:
     """DELETE /devices/{id}."""
     call.hs.accounts.delete_device(call.who, call.path("device"))
     return {}
+
+
+async def deactivate(call: Call) -> JSON:
+    """POST /account/deactivate: Synapse lets the appservice do it, everybody else has to enter a password."""
+    await call.body()
+    call.hs.accounts.deactivate(call.who)
+    for room in [room for room in call.hs.rooms.values() if room.membership(call.who.user_id) in ("join", "invite")]:
+        membership.leave(call.hs, call.who, room.room_id)
+    return {"id_server_unbind_result": "success"}
 
 
 async def get_profile(call: Call) -> JSON:
@@ -211,6 +221,7 @@ ROUTES = [
     Route("GET", _V3 + "/capabilities", capabilities),
     Route("POST", _V3 + "/register", register, public=True),
     Route("GET", _V3 + "/account/whoami", whoami),
+    Route("POST", _V3 + "/account/deactivate", deactivate),
     Route("GET", _V3 + "/devices", get_devices),
     Route("GET", _V3 + "/devices/{device}", get_device),
     Route("PUT", _V3 + "/devices/{device}", put_device),

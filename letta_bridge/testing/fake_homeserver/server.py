@@ -17,8 +17,9 @@ from .flavour import FLAVOURS, FlavourName
 from .homeserver import Homeserver
 from .person import Person
 from .push import BasePusher, PushSettings, Transaction
+from .push_faults import PushFault
 from .synapse_push import SynapsePusher
-from .tuwunel_push import TuwunelPusher
+from .tuwunel_push import HomeserverSource, TuwunelPusher
 
 
 class FakeHomeserver:
@@ -49,8 +50,10 @@ class FakeHomeserver:
         self.hs = Homeserver(domain, self.appservice, self.flavour)
         default_timeout = 35.0 if tuwunel else 60.0
         self.push_settings = PushSettings(push_timeout or default_timeout, backoff_scale, netburst_keep)
-        self.pusher: BasePusher = (TuwunelPusher if tuwunel else SynapsePusher)(
-            self.hs, self.appservice, self.push_settings
+        self.pusher: BasePusher = (
+            TuwunelPusher(HomeserverSource(self.hs), self.appservice, self.push_settings, self.hs.notify)
+            if tuwunel
+            else SynapsePusher(self.hs, self.appservice, self.push_settings)
         )
         self.hs.pusher = self.pusher
         self.faults = Faults()
@@ -73,6 +76,7 @@ class FakeHomeserver:
     ) -> None:
         await self.stop()
         self.hs.cancel_timers()
+        self.pusher.close()
         if error is None and self.api.crashes:
             raise self.api.crashes[0]
 
@@ -186,6 +190,10 @@ class FakeHomeserver:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         params = {"access_token": query_token} if query_token is not None else {}
         return await self.pusher.put_raw(txn_id or f"raw-{secrets.token_hex(6)}", body, headers, params)
+
+    def fail_push(self, fault: PushFault) -> PushFault:
+        """Let the next attempt to push meet a fault (``skip`` others first); it strikes once."""
+        return self.pusher.faults.arm(fault)
 
     async def push_again(self, transaction: Transaction, *, txn_id: str | None = None) -> bool:
         """Push a transaction of the log once more, under its own or another id; whether it was taken."""

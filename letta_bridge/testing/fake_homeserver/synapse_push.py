@@ -4,8 +4,10 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
+from .appservice import AppService
 from .events import JSON, Event, pushed_event
-from .push import BasePusher
+from .homeserver import Homeserver
+from .push import BasePusher, PushSettings
 from .rooms import Room
 
 _BATCH = 100
@@ -24,8 +26,9 @@ class _Stored:
 class SynapsePusher(BasePusher):
     """See the module's line. ``next_number`` is the id of the next transaction."""
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
+    def __init__(self, hs: Homeserver, appservice: AppService, settings: PushSettings) -> None:
+        super().__init__(appservice, settings, hs.notify)
+        self.hs = hs
         self.next_number = 1
         self._events: deque[tuple[Event, Room]] = deque()
         self._edus: deque[JSON] = deque()
@@ -120,7 +123,7 @@ class SynapsePusher(BasePusher):
                 "de.sorunome.msc2409.ephemeral": edus,
                 "de.sorunome.msc2409.to_device": [],
             }
-        if self.appservice.key_counts and (devices := self.device_counts(rooms)):
+        if self.appservice.key_counts and (devices := self._device_counts(rooms)):
             counts: JSON = {user: {device: {} for device in names} for user, names in devices.items()}
             body["org.matrix.msc3202.device_one_time_key_counts"] = counts
             body["org.matrix.msc3202.device_one_time_keys_count"] = counts
@@ -166,3 +169,15 @@ class SynapsePusher(BasePusher):
             self._edus.clear()
             self._stored.append(_Stored(self.next_number, events))
             self.next_number += 1
+
+    def _device_counts(self, rooms: list[Room]) -> JSON:
+        """MSC3202: one-time-key counts of the namespace users in these rooms. No keys are ever held: all empty."""
+        users = {self.appservice.sender}
+        for room in rooms:
+            users.update(filter(self.appservice.owns_user, room.members()))
+        accounts = self.hs.accounts.users
+        return {
+            user: dict.fromkeys(accounts[user].devices)
+            for user in sorted(users)
+            if user in accounts and accounts[user].devices
+        }

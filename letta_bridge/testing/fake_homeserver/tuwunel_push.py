@@ -1,41 +1,69 @@
-"""Pushing as Tuwunel does: ids by content, 48 rows, no timer after a failure, both tokens, EDUs last."""
+"""Pushing as Tuwunel 1.9 does: ids by content, 48 rows, no timer after a failure, both tokens, EDUs last."""
 
 import base64
 import hashlib
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
-from .events import JSON, Event, canonical, pushed_event
-from .push import BasePusher
+import aiohttp
+
+from .appservice import AppService
+from .events import JSON, Event, pushed_event
+from .homeserver import Homeserver
+from .push import BasePusher, PushSettings
 from .rooms import Room
+from .tuwunel_rows import Row, Rows
 
-_ROWS = 48
+_BATCH = 48
+_IDLE_SECONDS = 300.0
 
 
-@dataclass(slots=True)
-class _Row:
-    """A queued row. EDUs have the counter as their room number: they sort behind older rooms."""
+class Source(Protocol):
+    """Where bodies come from, at the moment of sending."""
 
-    room_no: int
-    position: int
-    event: Event | None = None
-    edu: JSON | None = None
-    active: bool = False
+    def current(self, event_id: str) -> JSON | None:
+        """The event as it is pushed now: pruned if it was redacted; None when it is there no more."""
 
-    def identity(self) -> bytes:
-        """The bytes that go into the transaction id: a typing notification has nothing unique."""
-        if self.edu is not None:
-            return canonical(self.edu)
-        return self.room_no.to_bytes(8, "big") + self.position.to_bytes(8, "big")
+    def devices(self, user_id: str) -> list[str]:
+        """The user's devices, for the counts of one-time keys."""
+
+
+class HomeserverSource:
+    """The events of FakeHomeserver."""
+
+    def __init__(self, hs: Homeserver) -> None:
+        self._hs = hs
+
+    def current(self, event_id: str) -> JSON | None:
+        """See Source."""
+        event = self._hs.events.get(event_id)
+        return None if event is None else pushed_event(event, self._hs.flavour)
+
+    def devices(self, user_id: str) -> list[str]:
+        """See Source."""
+        user = self._hs.accounts.users.get(user_id)
+        return list(user.devices) if user is not None else []
 
 
 class TuwunelPusher(BasePusher):
-    """See the module's line. A failed transaction waits for a new row, a ping, or a restart."""
+    """See the module's line. A failed transaction waits for a new row, a ping, or a restart.
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
-        self._rows: list[_Row] = []
-        self._counter = 0
-        self._room_numbers: dict[str, int] = {}
+    Args:
+        rows: the queue; by default an empty one in memory.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        appservice: AppService,
+        settings: PushSettings,
+        on_log: Callable[[], None],
+        rows: Rows | None = None,
+    ) -> None:
+        super().__init__(appservice, settings, on_log)
+        self.source = source
+        self.rows = Rows() if rows is None else rows
         self._retrying = False
         self._again = False
         self._attempts: dict[str, int] = {}
@@ -44,25 +72,41 @@ class TuwunelPusher(BasePusher):
     @property
     def idle(self) -> bool:
         """Whether everything queued was delivered."""
-        return not self._rows and not self._busy
+        return not len(self.rows) and not self._busy
 
-    def _next(self) -> int:
-        self._counter += 1
-        return self._counter
+    def close(self) -> None:
+        """See BasePusher."""
+        self.rows.close()
+
+    # ---- queueing
 
     def push_event(self, event: Event, room: Room) -> None:
-        """Queue an event. Room numbers and counters come from one sequence."""
-        if room.room_id not in self._room_numbers:
-            self._room_numbers[room.room_id] = self._next()
-        self._queue(_Row(self._room_numbers[room.room_id], self._next(), event=event))
+        """Queue an event of FakeHomeserver."""
+        self.queue_event(event.event_id, self.rows.room(room.room_id))
+
+    def queue_event(self, event_id: str, room_no: int) -> None:
+        """Queue an event of the room with this number."""
+        self.rows.add("pdu", event_id, room_no)
+        self._new_row()
 
     def push_edu(self, edu: JSON) -> None:
-        """Queue a notification."""
-        if self.appservice.ephemeral:
-            self._queue(_Row(self._next(), 0, edu=edu))
+        """Queue a typing notification or a public receipt; presence is never pushed."""
+        if self.appservice.ephemeral and edu.get("type") in ("m.typing", "m.receipt"):
+            self.rows.add("edu", edu)
+            self._new_row()
 
-    def _queue(self, row: _Row) -> None:
-        self._rows.append(row)
+    def push_to_device(self, message: JSON) -> None:
+        """Queue a to-device message for one of the appservice's users: whatever the registration says."""
+        self.rows.add("to_device", message)
+        self._new_row()
+
+    def push_device_list(self, user_id: str) -> None:
+        """Queue the news that a user's devices changed (MSC3202)."""
+        if self.appservice.key_counts:
+            self.rows.add("device_list", user_id)
+            self._new_row()
+
+    def _new_row(self) -> None:
         self._retrying = False
         self._wake.set()
 
@@ -72,21 +116,20 @@ class TuwunelPusher(BasePusher):
         self._retrying = False
         self._wake.set()
 
-    def restart(self, reset_txn_counter: bool) -> None:
-        """Active rows are sent again; of the others only ``netburst_keep`` survive. Ids have no counter."""
-        waiting = [row for row in self._rows if not row.active]
-        dropped = waiting[max(0, self.settings.netburst_keep - (len(self._rows) - len(waiting))) :]
-        gone = {id(row) for row in dropped}
-        self._rows = [row for row in self._rows if id(row) not in gone]
+    def restart(self, reset_txn_counter: bool = False) -> None:
+        """Active rows are sent again; rows beyond ``netburst_keep`` are dropped. Ids have no counter."""
+        self.rows.keep(self.settings.netburst_keep)
         self._retrying = False
         self._wake.set()
+
+    # ---- sending
 
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
             limit = 1  # from idle, the first row goes alone
-            while self._rows and not self._retrying:
+            while not self._retrying and len(self.rows):
                 await self._gate()
                 self._busy = True
                 try:
@@ -94,43 +137,65 @@ class TuwunelPusher(BasePusher):
                 finally:
                     self._busy = False
                     self.on_log()
-                limit = _ROWS
+                limit = _BATCH
 
     async def _send(self, limit: int) -> None:
-        batch = [row for row in self._rows if row.active]
-        if not batch:
-            order = self._rows if limit == 1 else sorted(self._rows, key=lambda row: (row.room_no, row.position))
-            batch = order[:limit]
-            for row in batch:
-                row.active = True
-        txn_id = self._identity(batch)
-        self._attempts[txn_id] = self._attempts.get(txn_id, 0) + 1
-        if await self.put(txn_id, self._body(batch), self._attempts[txn_id]):
-            done = {id(row) for row in batch}
-            self._rows = [row for row in self._rows if id(row) not in done]
+        batch = self.rows.active() or self.rows.take(limit)
+        txn_id = transaction_id(batch)
+        attempt = self._attempts[txn_id] = self._attempts.get(txn_id, 0) + 1
+        if await self.put(txn_id, self._body(batch), attempt, len(batch)):
+            self.rows.done(batch)
             self._attempts.pop(txn_id, None)
         else:
             self._retrying = not self._again  # what was queued meanwhile does not trigger a retry
         self._again = False
 
-    @staticmethod
-    def _identity(batch: list[_Row]) -> str:
-        digest = hashlib.sha256(b"\xff".join(row.identity() for row in batch)).digest()
-        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
-
-    def _body(self, batch: list[_Row]) -> JSON:
-        events = [row.event for row in batch if row.event is not None]
-        body: JSON = {"events": [pushed_event(event, self.hs.flavour) for event in events]}
-        if edus := [row.edu for row in batch if row.edu is not None]:
-            body["ephemeral"] = edus
+    def _body(self, batch: list[Row]) -> JSON:
+        current = (self.source.current(row.payload) for row in batch if row.kind == "pdu")
+        events = [event for event in current if event is not None]
+        to_device = [row.payload for row in batch if row.kind == "to_device"]
+        changed = [row.payload for row in batch if row.kind == "device_list"]
+        body: JSON = {
+            "ephemeral": [row.payload for row in batch if row.kind == "edu"],
+            "de.sorunome.msc2409.to_device": to_device,
+            "org.matrix.msc3202.device_lists": {"changed": changed} if changed else {},
+        }
         if self.appservice.key_counts:
-            senders = {self.appservice.sender, *(e.sender for e in events if self.appservice.owns_user(e.sender))}
-            accounts = self.hs.accounts.users
-            known = {user: accounts[user].devices for user in sorted(senders) if user in accounts}
-            counts: JSON = {user: {device: {} for device in devices} for user, devices in known.items() if devices}
-            if counts:
-                body["org.matrix.msc3202.device_one_time_keys_count"] = counts
-        return body
+            owned = filter(self.appservice.owns_user, (event["sender"] for event in events))
+            body |= self._keys({self.appservice.sender, *owned, *(message["to_user_id"] for message in to_device)})
+        return {"events": events, **{key: value for key, value in body.items() if value}}
+
+    def _keys(self, users: Iterable[str]) -> JSON:
+        """Nobody here ever has keys: the counts of all devices are empty."""
+        devices = {user: names for user in sorted(users) if (names := self.source.devices(user))}
+        prefix = "org.matrix.msc3202.device"
+        return {
+            f"{prefix}_one_time_keys_count": {u: {d: {} for d in ds} for u, ds in devices.items()},
+            f"{prefix}_unused_fallback_key_types": {u: {d: [] for d in ds} for u, ds in devices.items()},
+        }
 
     def _params(self) -> dict[str, str]:
         return {"access_token": self.appservice.hs_token}
+
+    def _connector(self) -> aiohttp.TCPConnector:
+        idle = _IDLE_SECONDS if self.settings.idle_timeout is None else self.settings.idle_timeout
+        return aiohttp.TCPConnector(keepalive_timeout=idle)
+
+    # ---- questions about keys
+
+    async def ask_keys(self, kind: str, body: JSON) -> tuple[int, JSON, float]:
+        """MSC3984 ``query`` or MSC3983 ``claim``, which people wait for: status, answer, and seconds it took."""
+        msc = {"query": "msc3984", "claim": "msc3983"}[kind]
+        url = f"{self.appservice.url}/_matrix/app/unstable/org.matrix.{msc}/keys/{kind}"
+        begun = time.monotonic()
+        assert self._session is not None
+        async with self._session.post(
+            url, json=body, headers=self._headers(), params=self._params(), timeout=self._timeout()
+        ) as answer:
+            return answer.status, await answer.json(), time.monotonic() - begun
+
+
+def transaction_id(rows: Iterable[Row]) -> str:
+    """Tuwunel's id of a transaction: a hash of what it carries."""
+    digest = hashlib.sha256(b"\xff".join(row.identity() for row in rows)).digest()
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=")

@@ -198,7 +198,7 @@ class Execution:
         if behaviour.hang:
             await asyncio.sleep(behaviour.hang)
         if behaviour.error is not None:
-            raise self._model_error(behaviour.error)
+            raise self._model_error(behaviour.error, behaviour.says)
         said = _Said(new_id("message"), behaviour.reason)
         self._check_cancelled()
         if said.reason is not None and self.order.tokens:
@@ -255,9 +255,9 @@ class Execution:
             return rows.return_row(self.run_, step_id, call, False, str(error), name=name, stderr=stderr)
         return rows.return_row(self.run_, step_id, call, True, text, name=name)
 
-    def _model_error(self, code: int) -> TurnFailure:
+    def _model_error(self, code: int, says: str) -> TurnFailure:
         if code != 413:
-            return ModelError(code)
+            return ModelError(code, says)
         if len(self._context) <= 1:
             return ContextFull(compacted=False)
         # Letta compacts the context and tries again; the summary shows up as a user message

@@ -102,11 +102,11 @@ class ModelError(TurnFailure):
 
     stop_reasons = ("llm_api_error",)
 
-    def __init__(self, code: int) -> None:
+    def __init__(self, code: int, says: str = "") -> None:
         self.letta_status, self.type, self.text, head = _MODEL.get(code, _OTHER)
         if code == 403:
             head = "PERMISSION_DENIED: Permission denied by OpenAI"
-        body = {"error": {"message": f"fake error {code}", "type": "fake_error", "code": "fake"}}
+        body = {"error": {"message": f"fake error {code}{says}", "type": "fake_error", "code": "fake"}}
         super().__init__(f"{head}: Error code: {code} - {body}")
 
     @property

@@ -27,6 +27,8 @@ class Behaviour:
     """Seconds between words when tokens are streamed."""
     error: int | None = None
     """The model's HTTP status instead of an answer."""
+    says: str = ""
+    """What the model's provider adds to its error; real ones repeat parts of the prompt."""
     error_after: int | None = None
     """When tokens are streamed: the model drops the connection after so many words."""
     silent: bool = False

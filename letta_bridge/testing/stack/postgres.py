@@ -1,4 +1,4 @@
-"""A PostgreSQL 16 with pgvector of one's own: loopback, no password, nothing synced to disk."""
+"""A PostgreSQL 16 with pgvector of one's own: loopback, no password, nothing synced to disk unless asked for."""
 
 from __future__ import annotations
 
@@ -35,16 +35,25 @@ class LocalPostgres:
     """``async with LocalPostgres() as postgres``: an empty server while the block runs, no trace afterwards.
 
     PostgreSQL refuses to run as root: root starts it as ``nobody``, whose data must lie where that user gets
-    to. That is why its folder is a temporary one and never inside the checkout.
+    to. That is why its folder is a temporary one and never inside the checkout. ``synced``: commits are on the disk
+    before they are confirmed, as in production.
     """
 
-    def __init__(self, *, tick: Tick | None = None) -> None:
+    def __init__(self, *, synced: bool = False, tick: Tick | None = None) -> None:
         self.port = free_port()
+        self._settings = {key: "on" if synced and value == "off" else value for key, value in _SETTINGS.items()}
         self._tick = tick
         self._user = _UNPRIVILEGED if os.getuid() == 0 else None
         self._folder = Path()
         self._in_use: IO[str] | None = None
         self._process: ChildProcess | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server (of its postmaster)."""
+        if self._process is None:
+            raise StackError("PostgreSQL was not started")
+        return self._process.pid
 
     def url(self, database: str) -> str:
         """The URL of one database of this server (it need not exist)."""
@@ -66,11 +75,15 @@ class LocalPostgres:
     ) -> None:
         await self.stop()
 
+    async def shut_down(self) -> None:
+        """Stop the server, as for a restart: clients are disconnected, the data stays for :meth:`serve`."""
+        if self._process:
+            await self._process.stop(signal.SIGINT)  # PostgreSQL's fast shutdown
+
     async def stop(self) -> None:
         """Stop it and remove its data."""
         try:
-            if self._process:
-                await self._process.stop(signal.SIGINT)  # PostgreSQL's fast shutdown: clients are disconnected
+            await self.shut_down()
         finally:
             if self._in_use:
                 shutil.rmtree(self._folder, ignore_errors=True)
@@ -115,7 +128,14 @@ class LocalPostgres:
                 raise StackError(f"PostgreSQL could not create its data folder\n{first.log_tail()}")
         finally:
             first.kill()
-        settings = [word for key, value in _SETTINGS.items() for word in ("-c", f"{key}={value}")]
+        await self.serve()
+
+    async def serve(self) -> None:
+        """Start the server on the data that are there, on the same port as before."""
+        programs = await asyncio.to_thread(self._reachable_programs)
+        data, log = self._folder / "data", self._folder / "postgres.log"
+        environment = child_environment({"HOME": str(self._folder), "LC_ALL": "C.UTF-8"}, without=("PG",))
+        settings = [word for key, value in self._settings.items() for word in ("-c", f"{key}={value}")]
         serve: list[str | Path] = [programs / "postgres", "-D", data, "-p", str(self.port), *settings]
         self._process = ChildProcess("PostgreSQL", serve, log=log, env=environment, cwd=Path("/"), user=self._user)
         self._process.start()
@@ -130,6 +150,8 @@ class LocalPostgres:
         if _can_run(home / "bin" / "initdb", self._user):
             return home / "bin"
         copy = self._folder / "programs"
+        if copy.is_dir():
+            return copy / home.relative_to(home.parents[1]) / "bin"
         for part in (home, home.parent.with_suffix(".libs")):
             if part.is_dir():
                 shutil.copytree(part, copy / part.relative_to(home.parents[1]), symlinks=True)

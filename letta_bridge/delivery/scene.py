@@ -1,0 +1,197 @@
+"""What the next events of a room find when they are dispatched: read in one go, and what agents will read of it."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from ..db.agents import AgentRow
+from ..db.database import Reader
+from ..db.inbox import StoredEvent
+from ..db.rooms import RoomInfo
+from ..db.turns import NewMessage
+from ..ids import MXID, EventID, RoomID
+from ..matrix import envelope, incoming
+from ..matrix.homeserver import HomeserverError
+from ..routing.dispatch import Action, Decision, EventView, PuppetInRoom, RoomView
+from .context import RoomContext
+
+_QUOTE_SECONDS = 5.0
+_AT_ONCE = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A room at a moment.
+
+    Attributes:
+        room: its name and members as known.
+        view: the same as the decision sees it.
+        portal: the agent whose portal the room is.
+        events: the oldest that wait, in order.
+        recent: how many messages each of their senders had handed to agents in the last minute.
+    """
+
+    room: RoomInfo
+    view: RoomView
+    portal: AgentRow | None
+    events: Sequence[StoredEvent]
+    recent: dict[MXID, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An event as the decision sees it, and the content of the message that it replies to."""
+
+    view: EventView
+    quoted: Mapping[str, Any]
+
+
+class Scenes:
+    """Reads scenes."""
+
+    def __init__(self, context: RoomContext) -> None:
+        self._c = context
+
+    async def read(self, room_id: RoomID, most: int = _AT_ONCE) -> Scene:
+        """The room now, with up to ``most`` of its waiting events."""
+        c = self._c
+
+        async def work(reader: Reader) -> Scene:
+            events = await c.inbox.waiting(room_id, most, reader)
+            recent = {
+                sender: await c.turns.recent_by(sender, 60.0, reader)
+                for sender in dict.fromkeys(event.sender for event in events)
+                if not c.directory.is_ours(sender)
+            }
+            room = await c.rooms.info(room_id, reader)
+            agents = await c.agents.in_room(room_id, reader)
+            portal = await c.agents.by_portal(room_id, reader)
+            return Scene(room, self._view(room, agents), portal, events, recent)
+
+        return await c.db.read(work)
+
+    def _view(self, room: RoomInfo, agents: list[AgentRow]) -> RoomView:
+        directory, permissions = self._c.directory, self._c.permissions
+        people = [
+            member
+            for member in room.joined
+            if not directory.is_ours(member.mxid) and permissions.grant(member.mxid).ignored_by is None
+        ]
+        return RoomView(
+            room.room_id,
+            tuple(PuppetInRoom(agent.mxid, agent.agent_id, agent.shown_name or agent.name) for agent in agents),
+            tuple(member.mxid for member in people),
+            tuple(member.displayname for member in people if member.displayname),
+            any(member.mxid == self._c.homeserver.bot_mxid for member in room.joined),
+        )
+
+    async def seen(self, event: StoredEvent, room: RoomView) -> Seen:
+        """The event with what it refers to."""
+        content = event.event["content"]
+        relation = incoming.relation(content)
+        body = (incoming.new_content(content) or content) if relation.replaces else content
+        redacts = content.get("redacts") or event.event.get("redacts")
+        ours = self._c.directory.is_ours(event.sender)
+        is_message = event.type == "m.room.message" and not ours
+        reply_sender = thread_sender = None
+        quoted: Mapping[str, Any] = {}
+        if is_message and relation.reply_to and not relation.falling_back:
+            reply_sender, quoted = await self._quoted(room, relation.reply_to)
+        if is_message and relation.thread_root and room.alone is None:
+            thread_sender, _ = await self._quoted(room, relation.thread_root)
+        view = EventView(
+            event.event_id,
+            event.sender,
+            event.type,
+            content,
+            relation,
+            incoming.to_markdown(body) if is_message else "",
+            redacts if isinstance(redacts, str) else "",
+            reply_sender,
+            thread_sender,
+            ours,
+        )
+        return Seen(view, quoted)
+
+    async def _quoted(self, room: RoomView, event_id: EventID) -> tuple[MXID | None, Mapping[str, Any]]:
+        """Who wrote an event of this room and what it says: from our tables, else from the homeserver."""
+        if spoken := await self._c.outbox.spoken(room.room_id, event_id):
+            return spoken
+        stored = await self._c.inbox.event(event_id)
+        if (stored is None or stored.get("room_id") != room.room_id) and room.puppets:
+            try:
+                async with asyncio.timeout(_QUOTE_SECONDS):
+                    stored = await self._c.homeserver.intent(room.puppets[0].mxid).event(room.room_id, event_id)
+            except (HomeserverError, TimeoutError):
+                return None, {}  # a quote is context, not worth waiting for
+        sender, content = (stored or {}).get("sender"), (stored or {}).get("content")
+        return (
+            MXID(sender) if isinstance(sender, str) else None,
+            content if isinstance(content, Mapping) else {},
+        )
+
+
+def messages(event: StoredEvent, seen: Seen, scene: Scene, decision: Decision) -> list[NewMessage]:
+    """What is handed to each agent that is to answer the event."""
+    if decision.action is not Action.ANSWER:
+        return []
+    relation, view = seen.view.relation, scene.view
+    really_replies = relation.reply_to is not None and not relation.falling_back
+    crowd = len(view.people) > 1 or len(view.puppets) > 1
+    thread = relation.thread_root or ""
+    reply_to = event.event_id if crowd or thread or really_replies else ""
+    names = {member.mxid: member.displayname for member in scene.room.members}
+    return [
+        NewMessage(
+            event.event_id,
+            event.sender,
+            puppet.agent_id,
+            event.room_id,
+            thread,
+            reply_to,
+            crowd,
+            _sealed(event, seen, scene, puppet, names),
+        )
+        for puppet in decision.puppets
+    ]
+
+
+def _sealed(event: StoredEvent, seen: Seen, scene: Scene, puppet: PuppetInRoom, names: Mapping[MXID, str]) -> str:
+    """What this agent will read."""
+    relation, view = seen.view.relation, scene.view
+    author, reply = seen.view.reply_sender, None
+    if relation.reply_to and not relation.falling_back:
+        who: envelope.Person | str | None = None
+        if author is not None:
+            who = "you" if author == puppet.mxid else envelope.Person(author, names.get(author, ""))
+        excerpt = incoming.excerpt(incoming.to_markdown(seen.quoted)) if seen.quoted else None
+        reply = envelope.Reply(relation.reply_to, who, excerpt)  # type: ignore[arg-type]
+    kind: envelope.Kind = "group"
+    if scene.portal is not None and scene.portal.agent_id == puppet.agent_id:
+        kind = "portal"
+    elif view.alone is not None:
+        kind = "dm"
+    body = seen.view.text
+    if seen.view.content.get("msgtype") == "m.emote":
+        body = f"* {names.get(event.sender) or event.sender} {body}"
+    message = envelope.Message(
+        sender=envelope.Person(event.sender, names.get(event.sender, "")),
+        room=envelope.Room(event.room_id, scene.room.name, kind, len(view.people) + len(view.puppets)),
+        time=_time(event.event.get("origin_server_ts")),
+        event_id=event.event_id,
+        body=body,
+        reply=reply,
+        thread_root=relation.thread_root,
+    )
+    return envelope.seal(message)
+
+
+def _time(milliseconds: object) -> datetime:
+    if isinstance(milliseconds, int) and not isinstance(milliseconds, bool):
+        try:
+            return datetime.fromtimestamp(milliseconds / 1000, UTC).astimezone()
+        except (OverflowError, OSError, ValueError):
+            pass
+    return datetime.now(UTC).astimezone()
