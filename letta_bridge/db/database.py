@@ -43,7 +43,13 @@ _BEGIN_POSTGRES = (
 )
 
 
-DATABASE_ERRORS = (sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+DATABASE_ERRORS = (
+    sqlite3.Error,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection that breaks in the middle of something, sometimes
+    OSError,
+)
 """What a working database may raise; nothing is known then about the statement, and it may work later."""
 
 

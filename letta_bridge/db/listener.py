@@ -59,7 +59,8 @@ class Listener:
             Whether it had to connect: what was announced before may have been missed.
 
         Raises:
-            OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError: the database cannot be reached now.
+            OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError: the database cannot be
+                reached now.
         """
         if self._conn is not None and await self._answers(self._conn):
             return False
@@ -88,7 +89,7 @@ class Listener:
         try:
             async with asyncio.timeout(_PROBE_SECONDS):
                 await conn.execute("SELECT 1")
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             conn.terminate()
             self._ended(conn)
             return False

@@ -119,8 +119,8 @@ class Dispatcher:
                 break
             if loop.time() > until or self._c.lanes.closing:
                 break
-        if together:
-            await self._write_guarded(fence, together)
+        if together and not await self._write_guarded(fence, together):
+            return
         if alone is not None and not self._c.lanes.closing:
             await self._guarded(fence, alone)
 
@@ -129,20 +129,29 @@ class Dispatcher:
             return True
         return not scene.room.known and not self._c.directory.is_ours(event.sender)
 
-    async def _write_guarded(self, fence: Fence, together: Sequence[_Decided]) -> None:
+    async def _write_guarded(self, fence: Fence, together: Sequence[_Decided]) -> bool:
+        """Whether all of them are dealt with, so that what came after them may be."""
         try:
             await self._write(fence, together)
+            return True
         except (FencedError, *DATABASE_ERRORS):
             raise
         except Exception:  # one of them: each is handled alone, where the culprit is told
             log.warning("decisions could not be written together", extra={"action": "dispatch_apart"}, exc_info=True)
-            for decided in together:
-                await self._guarded(fence, decided.event)
+        for decided in together:
+            if not await self._guarded(fence, decided.event):
+                return False
+        return True
 
-    async def _guarded(self, fence: Fence, event: StoredEvent) -> None:
-        """The boundary at which an event that cannot be handled becomes a dead letter instead of blocking its room."""
+    async def _guarded(self, fence: Fence, event: StoredEvent) -> bool:
+        """The boundary at which an event that cannot be handled becomes a dead letter instead of blocking its room.
+
+        Returns:
+            Whether what came after it may be handled; if not, it is to be tried again first.
+        """
         try:
             await self._one(fence, event)
+            return True
         except (FencedError, *DATABASE_ERRORS):
             raise
         except Exception as error:
@@ -155,7 +164,7 @@ class Dispatcher:
                 self._c.sight.retried("dispatch")
                 extra = {"action": "invite_waits", "room": event.room_id, "why": str(error)}
                 log.warning("an invitation cannot be taken yet", extra=extra)
-                return
+                return True
             attempt = event.attempts + 1
             extra = {"action": "dispatch_failed", "event": event.event_id, "attempt": str(attempt)}
             log.exception("event could not be dispatched", extra=extra)
@@ -163,8 +172,9 @@ class Dispatcher:
                 self._c.sight.retried("dispatch")
                 await self._c.lanes.write(fence, lambda conn: self._c.inbox.failed(conn, event.seq))
                 await asyncio.sleep(_FIRST_WAIT * 2**event.attempts)  # whatever it was gets a moment to pass
-            else:
-                await self._bury(fence, event)
+                return False
+            await self._bury(fence, event)
+            return True
 
     async def _bury(self, fence: Fence, event: StoredEvent) -> None:
         puppets = await self._c.agents.in_room(event.room_id)

@@ -61,6 +61,8 @@ class TurnRun(TurnWork):
         # the look at the agent's memory and the commit do not wait for each other
         looking = asyncio.create_task(self._refresh(conversation, memory))
         try:
+            if self._turn.attempt:  # Letta was away: until it answers, its messages can be withdrawn and corrected
+                await looking
             begun = await self._begin(conversation)
             if begun is None:
                 return await self._close_untouched()
@@ -70,6 +72,8 @@ class TurnRun(TurnWork):
         finally:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
+        if self.stop.is_set():
+            return await self._close_stopped()
         return await self._hand_over(conversation, begun.messages)
 
     async def _begin(self, conversation: ConversationID) -> Begun | None:
@@ -264,6 +268,8 @@ class TurnRun(TurnWork):
             while True:
                 patience = self._patience(renderer)
                 arrived = await reader.wait(patience)
+                if self._noting is not None and self._noting.done():
+                    await self._noted()
                 if self.stop.is_set() and self._turn.run_id:
                     await self._cancel_run()
                     return
@@ -279,7 +285,9 @@ class TurnRun(TurnWork):
                     return
                 if isinstance(event, RunStarted):
                     renderer.accepted(time.monotonic())
-                    self._noting = asyncio.create_task(self._accepted(event.run_id, replies, reader))
+                    self._noting = asyncio.create_task(self._accepted(event.run_id, replies))
+                    # a stop may wait for the name, and that it could not be written is not to wait for the run's end
+                    self._noting.add_done_callback(lambda _: reader.nudge())
                     continue
                 completed = renderer.feed(event)
                 faults.reach("turn.chunk")
@@ -288,7 +296,9 @@ class TurnRun(TurnWork):
                     await self._add(await self._final(replies, completed))
         except asyncio.CancelledError:
             if self._noting is not None:
-                self._noting.cancel()  # what is being written is written all the same
+                noting, self._noting = self._noting, None
+                noting.cancel()  # what is being written is written all the same
+                await asyncio.gather(noting, return_exceptions=True)
             raise
         finally:
             stopping.cancel()
@@ -310,7 +320,7 @@ class TurnRun(TurnWork):
             waits.append(renderer.due(time.monotonic()))
         return min((wait for wait in waits if wait is not None), default=None)
 
-    async def _accepted(self, run_id: RunID, replies: Replies, reader: StreamReader) -> None:
+    async def _accepted(self, run_id: RunID, replies: Replies) -> None:
         turn = self._turn
         self._c.sight.turn_accepted(turn.turn_id)
         self._c.outage.over(turn.agent_id)
@@ -325,9 +335,10 @@ class TurnRun(TurnWork):
         for room_id in rooms:
             self._c.lanes.wake(f"send:{room_id}")
         faults.reach("turn.accepted")
+        if turn.wait_reason not in ("", _ORPHAN):
+            log.info("turn goes on", extra={"action": "turn_goes_on", "turn": turn.turn_id, "agent": turn.agent_id})
         if now is not None:
             self._take(now)
-        reader.nudge()  # a stop may have waited for the name
         self._c.presence.read(self._puppet, turn.room_id, replies.last_event)
         self._c.presence.expect_typing(self._puppet, turn.room_id)
 
@@ -429,8 +440,9 @@ class TurnRun(TurnWork):
     async def _failed(self, error: LettaError) -> float | None:
         """Proven not delivered: wait, try again, or give up, as the table of sentences says."""
         turn, fate = self._turn, errors.TROUBLES[error.kind].fate
-        extra = {"action": "turn_failed", "turn": turn.turn_id, "fate": fate.value, "why": str(error)}
-        log.warning("turn failed", extra=extra)
+        extra = {"action": "turn_failed", "turn": turn.turn_id, "agent": turn.agent_id, "fate": fate.value}
+        known = fate is Fate.WAIT and turn.wait_reason == error.kind.value  # a wait is told once, not at every try
+        log.log(logging.DEBUG if known else logging.WARNING, "turn failed", extra=extra | {"why": str(error)})
         if self.stop.is_set():
             return await self._close_stopped()
         if fate is Fate.WAIT:

@@ -29,7 +29,8 @@ _TRANSACTIONS = {
 }
 _ARRIVALS = {"new": "new", "skipped": "echo", "dead": "malformed"}
 _DECISIONS = ("ignore", "answer", "edit", "withdraw", "stop", "command", "notice", "state", "dead")
-_LANES = ("room", "agent", "send", "mirror")
+LANES = ("room", "agent", "send", "mirror")
+"""The kinds of lanes: how their names begin."""
 _PHASES = ("queued", "accepted", "first_shown", "total")
 _ENDS = ("done", "dead", "cancelled")
 _LETTA_CALLS = (
@@ -143,10 +144,10 @@ class Meters(Sight):
         )
 
     def _make_lanes(self) -> None:
-        self._claims = self._counters("lane_claims_total", "Lanes claimed by this process.", "kind", _LANES)
-        self._fenced = self._counters("lane_fenced_total", "Lanes lost to another replica.", "kind", _LANES)
+        self._claims = self._counters("lane_claims_total", "Lanes claimed by this process.", "kind", LANES)
+        self._fenced = self._counters("lane_fenced_total", "Lanes lost to another replica.", "kind", LANES)
         self._lane_errors = self._counters(
-            "lane_errors_total", "Rounds of a lane that ended in an unexpected error.", "kind", _LANES
+            "lane_errors_total", "Rounds of a lane that ended in an unexpected error.", "kind", LANES
         )
         self._self_fenced = self._counter("self_fenced_total", "Times all lanes were given up for a late heartbeat.")
 

@@ -21,7 +21,7 @@ from ..db.database import DATABASE_ERRORS, Database
 from ..db.depths import Depths, depths
 from ..lanes import Lanes
 from .health import Health
-from .meters import PREFIX, Described, Meters
+from .meters import LANES, PREFIX, Described, Meters
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +195,10 @@ class Moment(Collector):
         lag: float,
     ) -> None:
         """Keep what is so now."""
-        families = [_family("lanes_held", _by(lanes[0])), _family("lanes_running", _by(lanes[1]))]
+        names = ("lanes_held", "lanes_running")
+        families = [
+            _family(name, [((kind,), float(of[kind])) for kind in LANES]) for name, of in zip(names, lanes, strict=True)
+        ]
         families += [_family(name, [((), float(bool(health[name])))]) for name in ("ready", "degraded")]
         families.append(_family("check", _checks(health["checks"])))
         families.append(_family("loop_lag_max_seconds", [((), lag)]))

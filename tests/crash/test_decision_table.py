@@ -32,6 +32,8 @@ _SETTLE = 0.3
 _LETTA_SEND = r"/v1/conversations/[^/]+/messages$"
 WITHOUT_REDIS = pytest.param(False, id="without-redis")
 WITH_REDIS = pytest.param(True, id="with-redis")
+ALSO_WITH_REDIS = pytest.param(True, id="with-redis", marks=pytest.mark.full)
+"""Where Redis makes no difference."""
 
 
 @dataclass
@@ -121,7 +123,7 @@ async def a_case(tmp_path: Path, uri: str, processes: Nursery) -> AsyncIterator[
 # -- the run is known
 
 
-@pytest.mark.parametrize("redis", [WITHOUT_REDIS, WITH_REDIS])
+@pytest.mark.parametrize("redis", [WITHOUT_REDIS, ALSO_WITH_REDIS])
 async def test_known_run_that_ended_meanwhile(a_case: Open, redis: bool) -> None:
     case = await a_case(redis=redis)
     hold = case.world.letta.hold(case.agent)
@@ -213,7 +215,7 @@ async def test_known_run_that_somebody_cancelled_is_not_repeated(a_case: Open) -
     assert case.turns_of("one") == ["cancelled"]
 
 
-@pytest.mark.parametrize("redis", [WITHOUT_REDIS, WITH_REDIS])
+@pytest.mark.parametrize("redis", [WITHOUT_REDIS, ALSO_WITH_REDIS])
 async def test_known_run_that_died_with_letta_is_handed_over_again(a_case: Open, redis: bool) -> None:
     """Letta calls it running for ever; that Letta went away meanwhile was seen, so the run is known to be dead."""
     case = await a_case(redis=redis)
@@ -251,7 +253,7 @@ async def test_known_run_that_died_with_letta_unseen_ends_at_the_deadline(a_case
 # -- the run is not known
 
 
-@pytest.mark.parametrize("redis", [WITHOUT_REDIS, WITH_REDIS])
+@pytest.mark.parametrize("redis", [WITHOUT_REDIS, ALSO_WITH_REDIS])
 async def test_unknown_run_whose_message_is_in_the_history(a_case: Open, redis: bool) -> None:
     case = await a_case(redis=redis)
     await case.kill_at("turn.named:1")
@@ -281,7 +283,7 @@ async def test_unknown_run_that_still_works(a_case: Open, redis: bool) -> None:
     await case.goes_on()
 
 
-@pytest.mark.parametrize("redis", [WITHOUT_REDIS, WITH_REDIS])
+@pytest.mark.parametrize("redis", [WITHOUT_REDIS, ALSO_WITH_REDIS])
 async def test_message_that_letta_proves_not_to_have_is_handed_over_again(a_case: Open, redis: bool) -> None:
     """Not in the history and no run of the conversation open, seen twice: sent again, as another attempt."""
     case = await a_case(redis=redis)

@@ -106,8 +106,9 @@ class Traffic:
                 await asyncio.sleep(0.1)
                 if enough.is_set():
                     return
-            with suppress(ConnectionRefusedError):  # the homeserver went away in the middle; people try again later
-                await self.once()
+            if not enough.is_set():
+                with suppress(ConnectionRefusedError):  # the homeserver went away; people try again later
+                    await self.once()
 
     async def once(self) -> None:
         """One thing that somebody does."""

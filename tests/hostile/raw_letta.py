@@ -16,7 +16,7 @@ import aiohttp
 from aiohttp import web
 from hypothesis import strategies as st
 
-from .damage import ODD, damage, to_json
+from .damage import DEEP, ODD, damage, to_json
 
 Json = dict[str, Any]
 
@@ -164,6 +164,17 @@ _EXTRAS: list[Json] = [
     {"message_type": "ping"},
     {},
 ]
+
+
+def known_streams(run_id: str) -> list[RawStream]:
+    """What once held up an agent: unusable run ids, and values that cannot be looked up."""
+    odd_ids = [transcript(odd)[:3] for odd in ("..", "../agents", "-", "run-\x00", "run-\ud800")]
+    odd_calls = transcript(run_id)
+    odd_calls[4:5] = [{"message_type": "tool_return_message", "tool_returns": [{"tool_call_id": ["call-1"]}]}]
+    deep = transcript(run_id)
+    deep[5]["content"] = DEEP
+    whole = [RawStream([sse(odd_calls)]), RawStream([sse(deep)])]
+    return [*(RawStream([sse(messages)], end="cut") for messages in odd_ids), *whole]
 
 
 @st.composite

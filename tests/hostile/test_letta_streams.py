@@ -19,7 +19,7 @@ from letta_bridge.testing.fake_homeserver import Person
 
 from ..integration.world import World, until
 from .kit import SEED, LogWatch, memory_mib, reset_peak, samples
-from .raw_letta import RawLetta, RawStream, cheap, hostile_streams, raw_letta, sse, transcript
+from .raw_letta import RawLetta, RawStream, cheap, hostile_streams, known_streams, raw_letta, sse, transcript
 
 LONG_SEED = SEED or random.SystemRandom().randrange(1, 2**31)
 UNKNOWN_RUN = "run-00000000-0000-4000-8000-000000000001"
@@ -88,11 +88,12 @@ async def attack(world: World, raw: RawLetta, log_watch: LogWatch, count: int, s
     streams = await asyncio.to_thread(
         samples, hostile_streams([UNKNOWN_RUN, UNKNOWN_RUN, finished[0], finished[-1], *ODD_RUNS]), count, seed
     )
+    streams = [*known_streams(UNKNOWN_RUN), *streams]
     raw.cases = dict(enumerate(streams))
     trouble: dict[int, str] = {}
 
     async def talk(number: int, person: Person, agent: str, room: str) -> None:
-        for case in range(number, count, len(people)):
+        for case in range(number, len(streams), len(people)):
             try:
                 await over(world, person, agent, room, f"case {case}")
             except AssertionError as error:
@@ -182,7 +183,8 @@ async def test_the_run_of_somebody_else_ends_the_turn_too(sqlite_world: World, r
     hold = sqlite_world.letta.hold(second)
     await other.send(elsewhere, "wait")
     await hold.entered()
-    foreign = sqlite_world.letta.turns(second)[-1].run_id if sqlite_world.letta.turns(second) else UNKNOWN_RUN
+    await until(lambda: len(sqlite_world.letta.turns(second)) == 2)
+    foreign = sqlite_world.letta.turns(second)[-1].run_id
     raw_sqlite.cases[1] = RawStream([sse(transcript(foreign)[:3])[:-14]], end="cut")
     asked = asyncio.create_task(over(sqlite_world, person, agent, room, "case 1", timeout=30))
     await until(lambda: raw_sqlite.cases[1].served)

@@ -141,8 +141,9 @@ def _bombs() -> dict[str, bytes]:
 async def test_a_bomb_is_not_unpacked(sqlite_world: World, log_watch: LogWatch) -> None:
     """512 MiB in 500 KiB: refused, and nothing grows. No homeserver compresses what it pushes."""
     at = await scene(sqlite_world)
+    bombs = await asyncio.to_thread(_bombs)
     before = reset_peak()
-    for encoding, body in (await asyncio.to_thread(_bombs)).items():
+    for encoding, body in bombs.items():
         status, answer = await undisturbed(at, body, **{"Content-Encoding": encoding})
         assert (status, answer["errcode"]) == (415, "M_NOT_JSON"), encoding
     assert await undisturbed(at, b'{"events": []}', **{"Content-Encoding": "identity"}) == (200, {})

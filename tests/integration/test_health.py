@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import sqlite3
 import time
@@ -15,6 +16,7 @@ import aiohttp
 import asyncpg
 import pytest
 
+from letta_bridge.db.database import Database
 from letta_bridge.testing.fake_homeserver import Person
 from letta_bridge.testing.stack.postgres import LocalPostgres
 from letta_bridge.web import health
@@ -249,3 +251,32 @@ async def test_polling_asks_the_database_once_a_second(sqlite_world: World, monk
     while time.monotonic() - began < 1.5:
         assert (await ask(world))[0] == 200
     assert len(probes) <= 3
+
+
+async def test_a_probe_that_fails_after_it_was_given_up_is_no_line_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its answer was given when it was given up; what comes of it later would stand there as a traceback of asyncio."""
+    monkeypatch.setattr(health, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(health, "CACHE_SECONDS", 0.0)
+    db = Database("sqlite:bridge.db", tmp_path)
+    await db.open()
+    try:
+        await db.fetchval("PRAGMA busy_timeout = 400")
+        told = health.Health(db, "left")
+        told.start()
+        with closing(sqlite3.connect(tmp_path / "bridge.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            report = await told.report()
+            assert report["checks"]["database"]["detail"] == "no answer within 0 s"
+            given_up = told._probe
+            assert given_up is not None
+            await asyncio.wait({given_up})
+            await told.report()  # asks anew and forgets the one that was given up
+            other.execute("ROLLBACK")
+        del given_up
+        gc.collect()
+        await told.stop()
+    finally:
+        await db.close()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []

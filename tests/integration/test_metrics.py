@@ -79,6 +79,7 @@ async def test_one_message_is_counted_on_its_way(world: World, monkeypatch: Any)
     monkeypatch.setattr("letta_bridge.web.metrics._DEPTHS_LAST", 0.0)
     await measured(world, database__replica_id="left")
     await reads(world, 1, "turns_total", end="done")
+    await reads(world, 0, "inbox_open")  # the other events of the room too
     now = await scrape(world)
     assert now.get("events_decided_total", action="answer") == 1
     assert (now.get("intake_transactions_total", result="stored") or 0) >= 1
@@ -95,6 +96,8 @@ async def test_one_message_is_counted_on_its_way(world: World, monkeypatch: Any)
     assert now.get("homeserver_request_seconds_count", call="send") == 1
     assert (now.get("lane_claims_total", kind="agent") or 0) == 1
     assert (now.get("lanes_held", kind="room") or 0) >= 1
+    for kind in ("room", "agent", "send", "mirror"):
+        assert now.get("lanes_running", kind=kind) is not None, "0 when none is at work, not missing"
     assert (now.get("database_write_seconds_count") or 0) > 5
     assert [now.get("agents", state=state) for state in ("new", "active", "missing")] == [0, 1, 0]
     assert [now.get(name) for name in ("ready", "degraded", "self_fenced_total", "agents_failing")] == [1, 0, 0, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from typing import Any
 
@@ -194,7 +195,10 @@ async def test_a_run_that_fails_after_a_tool_was_used_is_not_started_again(sqlit
 
 
 @REDIS
-async def test_an_agent_that_is_busy_elsewhere_says_so_once_and_answers_afterwards(sqlite_world: World) -> None:
+async def test_an_agent_that_is_busy_elsewhere_says_so_once_and_answers_afterwards(
+    sqlite_world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "letta_bridge")
     world = sqlite_world
     world.pace["busy_pause"] = 0.2
     agent, alice, room = await one_room(world)
@@ -213,6 +217,8 @@ async def test_an_agent_that_is_busy_elsewhere_says_so_once_and_answers_afterwar
     await outside
     assert read(world, agent) == ["hello", "are you there?", "hm?"]
     assert len(notices(alice, room)) == 1
+    said = [action for record in caplog.records if (action := getattr(record, "action", "")).startswith("turn_")]
+    assert said == ["turn_failed", "turn_goes_on"], "an admin is told of a wait and of its end, not of every try"
 
 
 @BOTH

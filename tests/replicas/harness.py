@@ -150,7 +150,9 @@ class ReplicaWorld:
         for room in self.rooms:
             shown = [m for m in person.messages(room.room_id) if m.sender == puppet_of(room.agent)]
             answers = [text for m in shown for text in re.findall(r"<([^>]*)>", m.body)]
-            assert answers == room.said, f"answered in {room.room_id}: {answers}, said: {room.said}\n{self.report()}"
+            if answers != room.said:
+                story = await self.story(room)
+                raise AssertionError(f"answered: {answers}, said: {room.said}\n{story}\n{self.report()}")
             assert not [m.body for m in shown if m.body.endswith("…")], "left half said"
             heard = self.heard(room)
             assert heard == room.said, f"heard in {room.room_id}: {heard}, said: {room.said}\n{self.report()}"
@@ -173,6 +175,22 @@ class ReplicaWorld:
             for one, other in itertools.combinations(self.letta.turns(agent), 2)
             if one.overlaps(other)
         ]
+
+    async def story(self, room: Room) -> str:
+        """What the database says of a room, for a failed check."""
+        events = await self.sql(
+            "SELECT seq, before_seq, origin, type, state, decision, round(received_at::numeric % 1000, 3) AS at, "
+            'round(decided_at::numeric % 1000, 3) AS decided, substring(body FROM \'body": ?"([^"]*)\') AS text '
+            "FROM inbox WHERE room_id = $1 ORDER BY seq",
+            room.room_id,
+        )
+        turns = await self.sql(
+            "SELECT t.turn_id, t.state, t.attempt, round(t.created_at::numeric % 1000, 3) AS created, "
+            "round(t.submitted_at::numeric % 1000, 3) AS submitted, e.position, right(e.text, 8) AS text "
+            "FROM turn t JOIN turn_event e USING (turn_id) WHERE t.room_id = $1 ORDER BY t.turn_id, e.position",
+            room.room_id,
+        )
+        return "\n".join(str(dict(row)) for row in [*events, *turns])
 
     def report(self) -> str:
         """The ends of all logs."""
