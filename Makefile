@@ -2,6 +2,7 @@
 # Everything that they download or build lies in .cache/ ; PY chooses the Python:  make test PY=python3.12
 
 PY ?= python3
+WORKERS ?= 3
 BIN := .cache/venv/bin
 INSTALL = $(PY) -m letta_bridge.testing.stack.install
 
@@ -31,7 +32,7 @@ demo: python
 test: python
 	@$(INSTALL) testing synapse postgres letta?
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not full"
 
 test-full: python
 	@$(INSTALL) testing synapse postgres letta?

@@ -238,6 +238,8 @@ class LettaBridge:
         Runs on Letta go on without us; the next start finds them again. Where other replicas go on with the work, what
         comes until their balancer sends nothing more here is stored for them instead of being refused.
         """
+        if self._started:
+            log.info("stopping", extra={"action": "stopping", "drain_s": self._config.shutdown.drain_s})
         self._started = False
         if self._built:
             await _step(self._refuse_if_alone())

@@ -20,8 +20,9 @@ _SHORTEST = 4
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-_TALKATIVE = ("aiosqlite", "asyncpg", "httpcore", "httpx", "letta_client", "mau.db", "mau.http")
-"""Libraries that write requests, statements and their values, and with them what people said, at DEBUG or INFO."""
+_TALKATIVE = ("aiosqlite", "asyncpg", "httpcore", "httpx", "letta_client", "markdown_it", "mau.db", "mau.http")
+"""Libraries that write requests, statements and their values, and with them what people said, at DEBUG or INFO; or
+each step of reading a text."""
 
 _OURS = __name__.partition(".")[0] + "."
 _QUOTE_NOTHING = (AttributeError, ImportError, NameError, RecursionError, ZeroDivisionError, sqlite3.Error)

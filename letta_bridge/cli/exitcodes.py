@@ -9,7 +9,7 @@ class Exit(IntEnum):
     OK = 0
     USAGE = 2  # the command line itself
     CONFIG = 10  # the configuration cannot be used
-    REGISTRATION = 11  # the registration file does not belong to the configuration
+    REGISTRATION = 11  # the registration, here or in the homeserver, does not belong to the configuration
     DATABASE = 12  # the database cannot be used, or is of a newer version
     HOMESERVER = 13  # the homeserver cannot be reached
     AS_TOKEN = 14  # the homeserver does not accept as_token
@@ -27,7 +27,7 @@ MEANING = {
     Exit.OK: "everything is in order",
     Exit.USAGE: "the command line is wrong, or a file is in the way",
     Exit.CONFIG: "the configuration cannot be used",
-    Exit.REGISTRATION: "the registration file does not belong to the configuration",
+    Exit.REGISTRATION: "the registration, here or in the homeserver, does not belong to the configuration",
     Exit.DATABASE: "the database cannot be used, or was written by a newer version",
     Exit.HOMESERVER: "the homeserver cannot be reached",
     Exit.AS_TOKEN: "the homeserver does not accept as_token",

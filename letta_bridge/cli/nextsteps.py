@@ -1,5 +1,6 @@
 """What to do with a fresh registration, for each homeserver and each way, ready to copy."""
 
+import shlex
 from pathlib import Path
 
 from .. import registration
@@ -14,10 +15,11 @@ def text(config: Config, config_path: Path, registration_path: Path, *, show_sec
     With ``show_secrets`` the messages to paste are complete; without it, where output may be kept by a
     service manager, they name the command that prints them.
     """
-    command = f"letta-bridge register -c {config_path} --show"
+    config_file = shlex.quote(str(config_path))
+    command = f"letta-bridge register -c {config_file} --show"
     admin_room = registration.admin_room_message(config) if show_secrets else f"(printed by: {command} admin-room)\n"
     toml = registration.tuwunel_toml(config) if show_secrets else f"(printed by: {command} toml)\n"
-    file = registration_path.absolute()
+    file = shlex.quote(str(registration_path.resolve()))
     return f"""
 Next: tell the homeserver about the bridge. One way is enough.
 
@@ -46,6 +48,7 @@ Synapse: make the file readable for Synapse, name it in homeserver.yaml, and res
 {_LINE}
 Then:
 
-  letta-bridge check -c {config_path}
-  letta-bridge run -c {config_path}
+  letta-bridge check -c {config_file}
+  letta-bridge smoke -c {config_file}
+  letta-bridge run -c {config_file}
 """

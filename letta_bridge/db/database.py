@@ -158,7 +158,7 @@ class Database:
         except DatabaseError:
             await self.close()
             raise
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError, sqlite3.Error) as error:
+        except DATABASE_ERRORS as error:
             await self.close()
             raise DatabaseError(f"{self.describe()} cannot be opened: {error}") from error
 

@@ -32,19 +32,19 @@ class Stops:
         self._turns = turns
 
     async def request(
-        self, conn: Connection, room_id: RoomID, by: MXID, *, agent_id: AgentID | None, event_id: str = ""
+        self, conn: Connection, room_id: RoomID, by: MXID, *, agent_id: AgentID, event_id: str = ""
     ) -> tuple[list[TurnID], list[TurnID]]:
-        """Stop open turns of a room (of one agent, or about one event): (withdrawn from the queue, told to stop).
+        """Stop an agent's open turns of a room (or those about one event): (withdrawn from the queue, told to stop).
 
         ``event_id`` may be a message of a turn or an event that shows a turn's answer.
         """
         rows = await conn.fetch(
-            "SELECT turn_id, state, stop_by FROM turn WHERE room_id = $1 AND ($2 = '' OR agent_id = $2) "
+            "SELECT turn_id, state, stop_by FROM turn WHERE room_id = $1 AND lane = $2 "
             "AND ($3 = '' OR turn_id IN (SELECT turn_id FROM turn_event WHERE event_id = $3) "
             "OR turn_id IN (SELECT turn_id FROM outbox WHERE sent_event_id = $3 AND sent_event_id <> '')) "
             f"AND state IN {OPEN} ORDER BY turn_id {self._db.for_update}",
             room_id,
-            agent_id or "",
+            agent_lane(agent_id),
             event_id,
         )
         queued: list[TurnID] = []
@@ -62,7 +62,7 @@ class Stops:
         """Whether the agent works on a turn of another room: its lane comes to this room's affairs only later."""
         return bool(
             await conn.fetchval(
-                "SELECT 1 FROM turn WHERE lane = $1 AND room_id <> $2 AND state = 'running'",
+                f"SELECT 1 FROM turn WHERE lane = $1 AND room_id <> $2 AND state IN {OPEN} AND state = 'running'",
                 agent_lane(agent_id),
                 room_id,
             )

@@ -8,6 +8,7 @@ from ..letta.errors import Kind
 from .database import LONGEST_WAIT, Connection, Database, Reader, Row, clean, due_in
 
 OPEN = "('queued', 'running')"
+"""SQLite uses the index of open turns only where a statement says just this, whatever else it says of the state."""
 OtidMaker = Callable[[EventID, int], Otid]
 """Makes the otid of a message in an attempt of its turn."""
 
@@ -104,7 +105,8 @@ class Turns:
         lane = agent_lane(new.agent_id)
         turn_id = await conn.fetchval(
             "SELECT turn_id FROM turn WHERE lane = $1 AND room_id = $2 AND thread_root = $3 "
-            f"AND state = 'queued' AND stop_by = '' ORDER BY turn_id DESC LIMIT 1 {self._db.for_update}",
+            f"AND state IN {OPEN} AND state = 'queued' AND stop_by = '' "
+            f"ORDER BY turn_id DESC LIMIT 1 {self._db.for_update}",
             lane,
             new.room_id,
             new.thread_root,
@@ -314,7 +316,10 @@ class Turns:
 
     async def end_wait(self, conn: Connection, agent_id: AgentID) -> None:
         """What the agent's turns waited for is over: they need not wait for their next try."""
-        await conn.execute("UPDATE turn SET not_before = 0 WHERE lane = $1 AND state = 'queued'", agent_lane(agent_id))
+        await conn.execute(
+            f"UPDATE turn SET not_before = 0 WHERE lane = $1 AND state IN {OPEN} AND state = 'queued'",
+            agent_lane(agent_id),
+        )
 
     async def tidy(self) -> None:
         """At a start: whatever turns waited for may be over, so each is tried again at once; and what was shown whole
@@ -322,7 +327,7 @@ class Turns:
         """
 
         async def work(conn: Connection) -> None:
-            await conn.execute("UPDATE turn SET not_before = 0 WHERE state = 'queued'")
+            await conn.execute(f"UPDATE turn SET not_before = 0 WHERE state IN {OPEN} AND state = 'queued'")
             await conn.execute(
                 f"UPDATE turn SET state = 'done', finished_at = {self._db.now} WHERE state = 'replying' AND NOT EXISTS "
                 "(SELECT 1 FROM outbox o WHERE o.turn_id = turn.turn_id AND o.state = 'pending')"
@@ -405,7 +410,9 @@ class Turns:
 
     async def running_rooms(self, lane: str) -> list[RoomID]:
         """Where a typing notice of the lane's agent may stand since before the lane was claimed."""
-        rows = await self._db.fetch("SELECT room_id FROM turn WHERE lane = $1 AND state = 'running'", lane)
+        rows = await self._db.fetch(
+            f"SELECT room_id FROM turn WHERE lane = $1 AND state IN {OPEN} AND state = 'running'", lane
+        )
         return [RoomID(row["room_id"]) for row in rows]
 
     async def cancelled_lately(self, lane: str, seconds: float) -> RunID | None:
@@ -425,7 +432,9 @@ class Turns:
 
     async def to_be_stopped(self) -> list[TurnID]:
         """Running turns that somebody said stop to."""
-        rows = await self._db.fetch("SELECT turn_id FROM turn WHERE state = 'running' AND stop_by <> ''")
+        rows = await self._db.fetch(
+            f"SELECT turn_id FROM turn WHERE state IN {OPEN} AND state = 'running' AND stop_by <> ''"
+        )
         return [TurnID(row["turn_id"]) for row in rows]
 
 

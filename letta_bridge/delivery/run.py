@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from .. import errors, faults
 from ..db.database import Connection
@@ -268,8 +269,6 @@ class TurnRun(TurnWork):
             while True:
                 patience = self._patience(renderer)
                 arrived = await reader.wait(patience)
-                if self._noting is not None and self._noting.done():
-                    await self._noted()
                 if self.stop.is_set() and self._turn.run_id:
                     await self._cancel_run()
                     return
@@ -285,9 +284,11 @@ class TurnRun(TurnWork):
                     return
                 if isinstance(event, RunStarted):
                     renderer.accepted(time.monotonic())
+                    self._turn = replace(self._turn, run_id=event.run_id)
                     self._noting = asyncio.create_task(self._accepted(event.run_id, replies))
-                    # a stop may wait for the name, and that it could not be written is not to wait for the run's end
-                    self._noting.add_done_callback(lambda _: reader.nudge())
+                    self._c.presence.expect_typing(self._puppet, self._turn.room_id)
+                    if self.stop.is_set():  # it has waited for the name
+                        reader.nudge()
                     continue
                 completed = renderer.feed(event)
                 faults.reach("turn.chunk")
@@ -340,7 +341,6 @@ class TurnRun(TurnWork):
         if now is not None:
             self._take(now)
         self._c.presence.read(self._puppet, turn.room_id, replies.last_event)
-        self._c.presence.expect_typing(self._puppet, turn.room_id)
 
     async def _show(self, renderer: Renderer, replies: Replies) -> None:
         """Something is due: the typing notice, the first event of a live message, or its next edit."""
@@ -440,9 +440,17 @@ class TurnRun(TurnWork):
     async def _failed(self, error: LettaError) -> float | None:
         """Proven not delivered: wait, try again, or give up, as the table of sentences says."""
         turn, fate = self._turn, errors.TROUBLES[error.kind].fate
-        extra = {"action": "turn_failed", "turn": turn.turn_id, "agent": turn.agent_id, "fate": fate.value}
-        known = fate is Fate.WAIT and turn.wait_reason == error.kind.value  # a wait is told once, not at every try
-        log.log(logging.DEBUG if known else logging.WARNING, "turn failed", extra=extra | {"why": str(error)})
+        extra = {
+            "action": "turn_failed",
+            "turn": turn.turn_id,
+            "agent": turn.agent_id,
+            "fate": fate.value,
+            "why": str(error),
+        }
+        if fate is Fate.WAIT and turn.wait_reason == error.kind.value:
+            log.debug("turn failed again", extra=extra)  # a wait is told once, not at every try
+        else:
+            log.warning("turn failed", extra=extra)
         if self.stop.is_set():
             return await self._close_stopped()
         if fate is Fate.WAIT:

@@ -148,6 +148,7 @@ class Sender:
             return done, await self._outbox.head(row.room_id, conn)
 
         done, following = await self._lanes.write(fence, work)
+        self._repaired.discard(row.seq)
         self._tell(row, done)
         faults.reach("send.recorded")
         self._resolve(row.txn_id, event_id)

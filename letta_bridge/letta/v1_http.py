@@ -226,7 +226,7 @@ class V1Http:
             yield
         except (letta_client.APIError, httpx.HTTPError, httpx.StreamError, OSError) as error:
             raise from_exception(error, self._key) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LettaError(Kind.INTERNAL, "the answer is no JSON") from error
 
 

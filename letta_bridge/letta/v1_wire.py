@@ -5,14 +5,17 @@ processor time. Their paths and fields are held to Letta's OpenAPI document by t
 """
 
 import asyncio
+import io
 import json
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from yarl import URL
 
 from .. import __version__
 from .errors import Delivery, Kind, LettaError
@@ -57,6 +60,13 @@ def _blank(text: str, at: int) -> int:
     match = _BLANK.match(text, at)
     assert match is not None
     return match.end()
+
+
+def _proxy_for(address: str) -> URL | None:
+    """The proxy that the environment names for an address."""
+    url = URL(address)
+    proxy = getproxies().get(url.scheme)
+    return None if not proxy or proxy_bypass(url.host or "") else URL(proxy if "://" in proxy else f"http://{proxy}")
 
 
 class Wire:
@@ -107,15 +117,17 @@ class Wire:
         async with self._request("GET", path, timeout=self._timeout, params=query) as response:
             try:
                 return await parsed(await response.read())
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise LettaError(Kind.INTERNAL, "the answer is no JSON") from error
 
     async def stream(self, *path: str, body: Mapping[str, Any]) -> AsyncGenerator[Json, None]:
         """The messages of the event stream that a ``POST`` is answered with."""
         # compressed by a proxy, a stream would come in lumps
-        headers = {"Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        # as a file: aiohttp sends that in pieces, so that megabytes do not hold up the loop
+        data = io.BytesIO(json.dumps(body).encode())
         async with (
-            self._request("POST", path, timeout=self._patience, json=body, headers=headers) as response,
+            self._request("POST", path, timeout=self._patience, data=data, headers=headers) as response,
             aclosing(read_sse(response.content.iter_any())) as messages,
         ):
             try:
@@ -138,19 +150,22 @@ class Wire:
     def _opened(self) -> aiohttp.ClientSession:
         """The session, made within the running loop."""
         if self._session is None:
+            # not trust_env: that looks for a proxy anew for every request, and refuses a key beside a netrc file
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=self._idle),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=self._headers,
-                trust_env=True,
+                proxy=_proxy_for(self._base),
             )
         return self._session
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> LettaError:
-        raw = await response.content.read(_ERROR_BYTES)
+        raw = b""
+        while len(raw) < _ERROR_BYTES and (more := await response.content.read(_ERROR_BYTES - len(raw))):
+            raw += more
         try:
             body = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             body = raw.decode("utf-8", "replace")
         return from_answer(response.status, body, response.headers.get("Retry-After", ""), self._key)
 

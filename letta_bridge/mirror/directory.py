@@ -226,7 +226,7 @@ class Directory:
                 await self._write_down(agent)
             elif columns := _changes(row, agent):
                 if row.state == "missing":
-                    log.info("agent is back", extra={"action": "agent_back", "agent": row.agent_id})
+                    log.info("agent is back", extra={"action": "agent_back", "agent": row.agent_id, "called": row.name})
                 await writer.save(row, **columns)
         await self._note_missing([row for row in rows.values() if row.agent_id not in present], listing, writer)
         return None
@@ -249,7 +249,7 @@ class Directory:
             await writer.save(row, state="missing")
             log.warning(
                 "agent is not mirrored any more: gone from Letta or left out by the configuration",
-                extra={"action": "agent_missing", "agent": row.agent_id},
+                extra={"action": "agent_missing", "agent": row.agent_id, "called": row.name},
             )
 
     async def _write_down(self, agent: Agent) -> None:
@@ -258,7 +258,7 @@ class Directory:
         await self._agents.add(agent.id, self._names.mxid(agent.id), new_device_id(), name)
         if description or avatar:
             await self._agents.update(agent.id, description=description, avatar=avatar)
-        log.info("new agent", extra={"action": "agent_new", "agent": agent.id})
+        log.info("new agent", extra={"action": "agent_new", "agent": agent.id, "called": name})
 
     # -- making it true
 
@@ -340,7 +340,13 @@ class Directory:
             return
         log.warning(
             "agent could not be provisioned, will try again",
-            extra={"action": "agent_failed", "agent": row.agent_id, "error": text, "retry_in": pause},
+            extra={
+                "action": "agent_failed",
+                "agent": row.agent_id,
+                "called": row.name,
+                "error": text,
+                "retry_in": pause,
+            },
         )
         await writer.save(row, error=text)
 

@@ -137,7 +137,7 @@ class Health:
         if self._probe is None or self._probe.done():
             self._probed_at = self._clock()
             self._probe = asyncio.create_task(self._db.write(self._small_write), name="health probe")
-            self._probe.add_done_callback(_end_in_silence)
+            self._probe.add_done_callback(end_in_silence)
         database = self._states["database"]
         left = self._probed_at + PROBE_SECONDS - self._clock()
         done, _ = await asyncio.wait({self._probe}, timeout=max(0.0, left))
@@ -158,10 +158,10 @@ class Health:
         await conn.execute("DELETE FROM setting WHERE name = $1", name)
 
 
-def _end_in_silence(probe: asyncio.Task[None]) -> None:
-    """A probe that fails after nobody waits for it any more is not worth a line in the log: the answer was given."""
-    if not probe.cancelled():
-        probe.exception()
+def end_in_silence(question: "asyncio.Task[Any]") -> None:
+    """A question that fails after nobody waits for it any more is not worth a line in the log: the answer was given."""
+    if not question.cancelled():
+        question.exception()
 
 
 def _words(error: BaseException) -> str:

@@ -137,7 +137,11 @@ class Meters(Sight):
         )
         self._intake = self._histogram("intake_seconds", "Time until a transaction was answered.", _FAST)
         self._arrived = self._counters(
-            "intake_events_total", "Events in stored transactions, repeated ones included.", "kind", _ARRIVALS.values()
+            "intake_events_total",
+            "Events in stored transactions, repeated ones included: to be decided (new), the bridge's own words "
+            "(echo), unreadable (malformed).",
+            "kind",
+            _ARRIVALS.values(),
         )
         self._decided = self._counters(
             "events_decided_total", "Events of which it was decided what becomes of them.", "action", _DECISIONS

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from ..db.database import DATABASE_ERRORS, Database
 from ..db.depths import Depths, depths
 from ..lanes import Lanes
-from .health import Health
+from .health import Health, end_in_silence
 from .meters import LANES, PREFIX, Described, Meters
 
 log = logging.getLogger(__name__)
@@ -122,6 +122,7 @@ class Tables:
         if self._task is None or self._task.done():
             self._asked_at = time.monotonic()
             self._task = asyncio.create_task(depths(self._db), name="metrics")
+            self._task.add_done_callback(end_in_silence)
         left = self._asked_at + _DEPTHS_SECONDS - time.monotonic()
         done, _ = await asyncio.wait({self._task}, timeout=max(0.0, left))
         try:

@@ -149,7 +149,7 @@ async def test_known_run_that_still_works(a_case: Open, redis: bool) -> None:
         yield echo(texts)
 
     world.letta.reply = in_two
-    await case.kill_at("turn.chunk:2")
+    await case.kill_at("turn.accepted:1")
     world.letta.requests.clear()
     await world.start()
     await case.requested("/stream" if redis else "/v1/runs/run-", 1 if redis else 3)

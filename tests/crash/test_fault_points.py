@@ -66,7 +66,7 @@ SCENES: dict[str, list[Scene]] = {
     "edit.before": [Scene(style="slow")],
     "edit.after": [Scene(style="slow")],
     "receipt.before": [Scene()],
-    "receipt.after": [Scene(style="slow")],
+    "receipt.after": [Scene(count=2)],
     "drain.begun": [Scene(stopping=True)],
     "drain.ended": [Scene(stopping=True)],
 }

@@ -223,7 +223,8 @@ async def test_a_failing_model_says_nothing_against_letta(sqlite_world: World) -
     assert (await wait_for(world, 200, letta=True))["degraded"] is False
 
 
-async def test_while_draining_it_is_stopping(sqlite_world: World) -> None:
+async def test_while_draining_it_is_stopping(sqlite_world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "letta_bridge")
     world = sqlite_world
     agent, alice, room = await scene(world, shutdown__drain_s=20.0)
     hold = world.letta.hold(agent)
@@ -232,6 +233,7 @@ async def test_while_draining_it_is_stopping(sqlite_world: World) -> None:
     stopping = asyncio.create_task(world.stop())
     report = await wait_for(world, 503)
     assert (report["ready"], report["stopping"]) == (False, True)
+    assert "stopping" in [getattr(record, "action", "") for record in caplog.records], "and the log says so too"
     hold.release()
     await stopping
 

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import shlex
 import socket
 import stat
 import subprocess
@@ -60,6 +61,20 @@ def test_init_writes_two_private_files_that_belong_together(tmp_path: Path, caps
     ):
         assert step in out
     assert loaded.appservice.as_token not in out, "output may be kept in a log"
+
+
+def test_the_steps_can_be_pasted_also_from_a_folder_with_a_space(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "my bridge"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert init(Path("../my bridge")) == Exit.OK
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    copied = [words[-2] for words in commands if words[:1] == ["install"]]
+    assert copied == [str(folder / "registration.yaml")] * 2
+    last = [words for words in commands if words[:1] == ["letta-bridge"]]
+    assert last == [["letta-bridge", name, "-c", "../my bridge/config.yaml"] for name in ("check", "smoke", "run")]
 
 
 def test_init_on_a_terminal_prints_what_to_paste(
