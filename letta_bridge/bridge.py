@@ -140,7 +140,7 @@ class LettaBridge:
     def _build_delivery(self, backend: Backend) -> None:
         config = self._config
         self.presence = Presence(self.homeserver)
-        sender = Sender(
+        self._sender = sender = Sender(
             self.homeserver,
             self.outbox,
             self.turns,
@@ -251,6 +251,7 @@ class LettaBridge:
             self.intake.refuse()
             if self._runner is not None:
                 await _step(self._runner.cleanup())
+            await _step(self._sender.close())
             await _step(self.presence.close())
             await _step(self._alive())
             await _step(self.homeserver.close())

@@ -146,8 +146,12 @@ class Lanes:
         Raises:
             FencedError: another replica may have it.
         """
-        if not self.alive or self._held.get(fence.lane) != fence.epoch:
+        if not self.holds(fence):
             raise FencedError(fence.lane)
+
+    def holds(self, fence: Fence) -> bool:
+        """What :meth:`check` asks."""
+        return self.alive and self._held.get(fence.lane) == fence.epoch
 
     async def alone(self) -> bool:
         """Whether no other live replica is there, who could go on with our work."""
@@ -340,6 +344,10 @@ class Lanes:
                     await self._give_back_one(lane)
                 if not entry.again:
                     break
+        except asyncio.CancelledError:
+            if entry.again:  # somebody woke it meanwhile
+                asyncio.get_running_loop().call_soon(self.wake, lane)
+            raise
         finally:  # also when cancelled: the sweep must find the lane free to be woken
             entry.task = None
         if self._stopped(lane):

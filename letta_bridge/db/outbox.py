@@ -133,6 +133,13 @@ class Outbox:
         edited = await self._db.fetchval("SELECT 1 FROM outbox WHERE edits = $1", txn_id)
         return "" if edited else str(content.get("body", ""))
 
+    async def final_of(self, txn_id: str) -> dict[str, Any] | None:
+        """The content of the newest edit that was sent of the event with this transaction id; None if there is none."""
+        content = await self._db.fetchval(
+            "SELECT content FROM outbox WHERE edits = $1 AND state = 'sent' ORDER BY seq DESC LIMIT 1", txn_id
+        )
+        return None if content is None else dict(json.loads(content))
+
     async def spoken(self, room_id: RoomID, event_id: EventID) -> tuple[MXID, dict[str, Any]] | None:
         """Which of our users sent this event of this room, and its content as it stands after edits."""
         row = await self._db.fetchrow(

@@ -173,17 +173,23 @@ class Turns:
     async def withdraw(self, conn: Connection, room_id: RoomID, event_id: EventID, author: MXID | None) -> int:
         """A redaction: take the message out of turns that have not started; how many that were.
 
-        ``author``: only if it is this person's message.
+        In a turn that runs it is marked (``withdrawn = 2``), so that it is not handed over again if this try proves
+        to have failed. ``author``: only if it is this person's message.
         """
         rows = await conn.fetch(
-            "SELECT e.turn_id, e.agent_id FROM turn_event e JOIN turn t ON t.turn_id = e.turn_id "
+            "SELECT e.turn_id, e.agent_id, t.state FROM turn_event e JOIN turn t ON t.turn_id = e.turn_id "
             "WHERE e.event_id = $1 AND t.room_id = $2 AND ($3 = '' OR e.sender = $3) AND e.withdrawn = 0 "
-            f"AND t.state = 'queued' {self._lock_turn}",
+            f"AND t.state IN {OPEN} {self._lock_turn}",
             event_id,
             room_id,
             author or "",
         )
-        for row in rows:
+        queued = [row for row in rows if row["state"] == "queued"]
+        await conn.executemany(
+            "UPDATE turn_event SET withdrawn = 2 WHERE event_id = $1 AND agent_id = $2",
+            [(event_id, row["agent_id"]) for row in rows if row["state"] == "running"],
+        )
+        for row in queued:
             await conn.execute(
                 "UPDATE turn_event SET withdrawn = 1, text = '' WHERE event_id = $1 AND agent_id = $2",
                 event_id,
@@ -194,7 +200,7 @@ class Turns:
             )
             if not left:
                 await self.close(conn, row["turn_id"], "cancelled", "withdrawn by its sender")
-        return len(rows)
+        return len(queued)
 
     @property
     def _lock_turn(self) -> str:
@@ -242,9 +248,9 @@ class Turns:
         )
 
     async def messages(self, turn_id: TurnID) -> list[TurnMessage]:
-        """The turn's messages in order, without those withdrawn."""
+        """The turn's messages in order, without those that were withdrawn before they were handed over."""
         rows = await self._db.fetch(
-            "SELECT event_id, sender, text, otid FROM turn_event WHERE turn_id = $1 AND withdrawn = 0 "
+            "SELECT event_id, sender, text, otid FROM turn_event WHERE turn_id = $1 AND withdrawn <> 1 "
             "ORDER BY position",
             turn_id,
         )
@@ -301,6 +307,9 @@ class Turns:
             min(delay, LONGEST_WAIT),
             clean(reason)[:300],
             int(failed),
+        )
+        await conn.execute(
+            "UPDATE turn_event SET withdrawn = 1, text = '' WHERE turn_id = $1 AND withdrawn = 2", turn_id
         )
 
     async def restamp(self, conn: Connection, turn_id: TurnID) -> None:

@@ -358,8 +358,7 @@ class TurnRun(TurnWork):
         event_id = await self._c.outbox.event_of(speech.shown_txn)
         if event_id is not None:
             edit = await beside(speech, lambda: replies.live_edit(speech, text))
-            content = {**edit.content, "m.relates_to": {"rel_type": "m.replace", "event_id": event_id}}
-            await self._c.sender.edit_now(self._fence, self._puppet, self._turn.room_id, content, edit.txn_id)
+            await self._c.sender.edit_now(self._fence, edit, event_id)
         renderer.edited(speech, text, time.monotonic())
 
     async def _let_cancelled_run_end(self) -> None:

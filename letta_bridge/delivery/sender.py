@@ -7,12 +7,11 @@ remembers the transaction id; what is older than that memory is looked for in th
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from .. import errors, faults
 from ..db.agents import Agents
-from ..db.database import Connection
-from ..db.outbox import Outbox, OutboxRow
+from ..db.database import DATABASE_ERRORS, Connection
+from ..db.outbox import Outbox, OutboxRow, Outgoing
 from ..db.turns import Turns
 from ..ids import MXID, EventID, RoomID
 from ..lanes import Fence, Lanes
@@ -33,6 +32,8 @@ _MOST_TRIES = 30
 """An event that is refused in an odd way for about half an hour is the cause of it."""
 _LOOK_PAGES = 10
 _CONFIRM_POLL = 1.0
+_MEND_PAUSES = (1.0, 5.0, 15.0, 30.0)
+_MEND_SECONDS = 5.0
 
 
 class Sender:
@@ -58,6 +59,7 @@ class Sender:
         self._waiting: dict[str, asyncio.Future[EventID | None]] = {}
         self._repaired: set[int] = set()
         self._no_edits_before: dict[tuple[MXID, RoomID], float] = {}
+        self._mending: set[asyncio.Task[None]] = set()
 
     async def handle(self, fence: Fence) -> float | None:
         """Send all that can be sent now from the room of the lane."""
@@ -87,15 +89,16 @@ class Sender:
         finally:
             self._waiting.pop(txn_id, None)
 
-    async def edit_now(
-        self, fence: Fence, sender: MXID, room_id: RoomID, content: Mapping[str, Any], txn_id: str
-    ) -> bool:
-        """Try a live edit once; it is shed when the homeserver is slow, limits us, or fails. Finals never are.
+    async def edit_now(self, fence: Fence, edit: Outgoing, event_id: EventID) -> bool:
+        """Try a live edit of ``event_id`` once; it is shed when the homeserver is slow, limits us, or fails. Finals
+        never are.
 
         Raises:
             FencedError: another replica may have the turn; its final must stay the newest edit.
         """
-        loop = asyncio.get_running_loop()
+        loop, sender, room_id = asyncio.get_running_loop(), edit.sender, edit.room_id
+        content = {**edit.content, "m.relates_to": {"rel_type": "m.replace", "event_id": event_id}}
+        under_way = False
         if loop.time() < self._no_edits_before.get((sender, room_id), 0.0):
             self._sight.live_edit("shed")
             return False
@@ -104,16 +107,44 @@ class Sender:
             async with asyncio.timeout(10):
                 intent = await self._intent(sender)
                 self._lanes.check(fence)
-                await intent.send(room_id, "m.room.message", content, txn_id)
+                under_way = True
+                await intent.send(room_id, edit.type, content, edit.txn_id)
         except (HomeserverError, TimeoutError) as error:
             pause = getattr(error, "retry_after", None) or 3.0
             self._no_edits_before[(sender, room_id)] = loop.time() + pause
             self._sight.live_edit("shed")
             log.debug("live edit shed", extra={"action": "edit_shed", "room": room_id, "why": str(error)})
             return False
+        finally:
+            if under_way and not self._lanes.holds(fence):
+                # frozen in the middle of it: it may have landed on the final of whoever has the turn now
+                task = asyncio.create_task(self._show_final_again(edit, event_id))
+                self._mending.add(task)
+                task.add_done_callback(self._mending.discard)
         faults.reach("edit.after")
         self._sight.live_edit("sent")
         return True
+
+    async def _show_final_again(self, stale: Outgoing, event_id: EventID) -> None:
+        """Repeat the final edit, if there is one; whoever has yet to send it will be later than the stale one."""
+        for pause in _MEND_PAUSES:
+            await asyncio.sleep(pause)
+            try:
+                final = await self._outbox.final_of(stale.edits)
+                if final is None:
+                    return
+                content = {**final, "m.relates_to": {"rel_type": "m.replace", "event_id": event_id}}
+                intent = await self._intent(stale.sender)
+                await intent.send(stale.room_id, stale.type, content, f"{stale.txn_id}-mended")
+                return
+            except (HomeserverError, *DATABASE_ERRORS) as error:
+                extra = {"action": "mend_failed", "room": stale.room_id, "why": type(error).__name__}
+                log.warning("a stale edit could not be mended yet", extra=extra)
+
+    async def close(self) -> None:
+        """Wait for what is being mended."""
+        if self._mending:
+            await asyncio.wait(self._mending, timeout=_MEND_SECONDS)
 
     # -- one event
 

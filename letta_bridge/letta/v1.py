@@ -234,7 +234,9 @@ class V1Backend:
                 raise LettaError(Kind.AGENT_GONE, error.detail) from error
             except LettaError as error:
                 # nothing was handed over yet, however this question ended
-                raise LettaError(error.kind, error.detail, retry_after=error.retry_after) from error
+                raise LettaError(
+                    error.kind, error.detail, retry_after=error.retry_after, refused=error.refused
+                ) from error
         return self._tokens[agent_id]
 
     async def _failure(self, translator: Translator, otids: frozenset[Otid]) -> LettaError:

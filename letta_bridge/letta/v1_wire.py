@@ -140,8 +140,12 @@ class Wire:
     async def _request(self, method: str, path: tuple[str, ...], **options: Any) -> AsyncGenerator[Any, None]:
         url = self._base + "/".join(quote(part, safe="") for part in path)
         try:
-            async with self._opened().request(method, url, **options) as response:
-                if response.status >= 300:
+            # a redirect would lose the key, or turn the POST into a GET
+            async with self._opened().request(method, url, allow_redirects=False, **options) as response:
+                if 300 <= response.status < 400:
+                    detail = f"HTTP {response.status}: letta.url is redirected; set it to where it leads"
+                    raise LettaError(Kind.UNREACHABLE, detail, delivery=Delivery.NO)
+                if response.status >= 400:
                     raise await self._refusal(response)
                 yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

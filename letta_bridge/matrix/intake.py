@@ -125,11 +125,13 @@ class Intake:
             return _error(503, "M_UNKNOWN", "shutting down")
         arrivals = [self._echo(one) for one in await _parsed(request, _arrivals)]
         faults.reach("intake.read")
+        storing = asyncio.ensure_future(self._record(arrivals))
         try:
             async with asyncio.timeout(self._store_seconds):
-                rooms = await self._record(arrivals)
+                rooms = await asyncio.shield(storing)
         except Exception:  # whatever the store says, the homeserver must keep the batch
             log.exception("transaction not stored", extra={"action": "intake_failed", "events": len(arrivals)})
+            storing.add_done_callback(self._stored_late)
             return _error(500, "M_UNKNOWN", "not stored, send again")
         faults.reach("intake.committed")
         self._sight.arrived(one.state for one in arrivals)
@@ -137,6 +139,12 @@ class Intake:
             self._wake(room)
         faults.reach("intake.woken")
         return web.json_response({})
+
+    def _stored_late(self, storing: "asyncio.Future[set[RoomID]]") -> None:
+        """What was given up may have been stored in the end: the next try will find nothing new."""
+        if not storing.cancelled() and storing.exception() is None:
+            for room in storing.result():
+                self._wake(room)
 
     def _echo(self, one: Arrival) -> Arrival:
         """What our users said comes back to us: it is remembered, and starts nothing."""

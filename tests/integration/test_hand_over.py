@@ -91,3 +91,21 @@ async def test_a_run_whose_name_cannot_be_noted_can_be_stopped(
     [turn] = world.letta.turns(agent)
     await until(lambda: turn.outcome != "running")
     assert turn.outcome == "cancelled"
+
+
+async def test_what_is_withdrawn_during_a_try_that_fails_is_not_handed_over_again(world: World) -> None:
+    agent = world.letta.add_agent("Scout")
+    alice = await world.hs.person("alice")
+    await world.start()
+    room = await world.dm(alice, agent, "hello")
+    await alice.wait_message(room, sender=world.puppet(agent), text=re.compile("hello"))
+    world.letta.fail_next(BLOCKS, 503)
+    hold = world.letta.hold_next(BLOCKS)
+    secret = await alice.send(room, "my password")
+    await hold.entered()
+    await alice.redact(room, secret)
+    await settled(world)
+    hold.release()
+    await alice.send(room, "what a day")
+    await alice.wait_message(room, sender=world.puppet(agent), text=re.compile("what a day"))
+    assert heard(world, agent) == ["hello", "what a day"]

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
+from letta_bridge.ids import RoomID
 from letta_bridge.matrix import envelope
+from letta_bridge.matrix.intake import Intake
 from letta_bridge.testing.fake_homeserver import Person
 from letta_bridge.testing.stack.postgres import LocalPostgres
 
@@ -246,3 +248,34 @@ async def test_the_envelope_of_a_raw_event_names_its_sender(sqlite_world: World)
     await at.alice.send(at.room, "who am I?")
     await at.alice.wait_message(at.room, text=re.compile("who am I"), sender=sqlite_world.puppet(at.agent))
     assert envelope.open_(sqlite_world.letta.turns(at.agent)[-1].texts[-1]).sender.id == at.alice.mxid
+
+
+async def test_what_is_stored_after_the_homeserver_was_told_to_try_again_is_worked_on(aiohttp_client: Any) -> None:
+    """The second try finds everything known already, so the first one has to wake the room."""
+    release, woken = asyncio.Event(), []
+
+    async def record(_: Any) -> set[RoomID]:
+        await release.wait()
+        return {RoomID("!room:test.local")}
+
+    async def nobody(_: Any) -> bool:
+        return False
+
+    async def health() -> dict[str, Any]:
+        return {"ready": True}
+
+    intake = Intake(
+        hs_token="token",
+        record=record,
+        wake=woken.append,
+        user_exists=nobody,
+        is_ours=lambda _: False,
+        health=health,
+        body_limit=1 << 20,
+        store_seconds=0.05,
+    )
+    client = await aiohttp_client(intake.app)
+    answer = await client.put(TRANSACTIONS + "1", headers={"Authorization": "Bearer token"}, json={"events": []})
+    assert answer.status == 500
+    release.set()
+    await until(lambda: woken == ["!room:test.local"])

@@ -129,3 +129,16 @@ async def test_an_answer_that_is_nested_too_deeply_is_an_answer_that_is_no_json(
         with pytest.raises(LettaError) as caught:
             await wire.get("agents", query={})
     assert caught.value.kind is Kind.INTERNAL
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_a_redirect_is_named_and_not_followed(status: int) -> None:
+    """It would lose the key on another origin, or make a GET of the POST."""
+
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(status=status, headers={"Location": "https://letta.example/"})
+
+    async with served(handler) as wire:
+        error = await refusal(wire)
+    assert (error.kind, error.delivery) == (Kind.UNREACHABLE, Delivery.NO)
+    assert "letta.url is redirected" in error.detail

@@ -163,6 +163,25 @@ async def test_frozen_in_mid_stream_longer_than_its_lease(world: ReplicaWorld) -
     assert (await world.owners("room:"))[owner.name], "the thawed replica does nothing"
 
 
+@pytest.mark.full
+async def test_frozen_with_an_edit_under_way_that_lands_on_the_final(world: ReplicaWorld) -> None:
+    """The homeserver takes the edit late, after its heir's final: thawed, the replica shows the final again."""
+    alice = await world.hs.person("alice")
+    await world.start("one", "two")
+    (room,) = await world.chats(alice, agents=1, rooms=1)
+    owner, event_id = await streaming(world, alice, room)
+    assert owner.child is not None
+    late = world.hs.delay(r"/send/m\.room\.message/", 12.0, times=1, method="PUT")
+    await until(lambda: late.hits, 10, why="no edit under way")
+    owner.child.send_signal(signal.SIGSTOP)
+    try:
+        await alice.wait_message(room.room_id, text=lambda body: "word29" in body, timeout=11)
+        await alice.wait_message(room.room_id, text=lambda body: body.endswith("…"), timeout=15)
+    finally:
+        owner.child.send_signal(signal.SIGCONT)
+    await told_once(world, alice, room, event_id)
+
+
 async def test_cut_off_from_the_database_it_stops_before_others_take_over(world: ReplicaWorld) -> None:
     alice = await world.hs.person("alice")
     async with PgWire(world.database) as wire:
