@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 _READ_AFTER = 0.3
 """Seconds until a receipt goes out: one for all that is read meanwhile, and an instant answer need not wait for it."""
+_READ_AGAIN = 3.0
+"""Seconds until the next one of the same room: in a burst, every message's own would cost the homeserver too much."""
 _AFTER = 1.0
 _SHOWN_FOR = 30.0
 _REFRESH = 20.0
@@ -33,6 +35,7 @@ class Presence:
         self._due: dict[tuple[MXID, RoomID], float] = {}
         self._shown: set[tuple[MXID, RoomID]] = set()
         self._read: dict[tuple[MXID, RoomID], EventID] = {}
+        self._just_read: set[tuple[MXID, RoomID]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def read(self, puppet: MXID, room_id: RoomID, event_id: EventID) -> None:
@@ -40,11 +43,14 @@ class Presence:
         known = (puppet, room_id) in self._read
         self._read[(puppet, room_id)] = event_id
         if not known:
-            asyncio.get_running_loop().call_later(_READ_AFTER, self._send_receipt, puppet, room_id)
+            delay = _READ_AGAIN if (puppet, room_id) in self._just_read else _READ_AFTER
+            asyncio.get_running_loop().call_later(delay, self._send_receipt, puppet, room_id)
 
     def _send_receipt(self, puppet: MXID, room_id: RoomID) -> None:
         event_id = self._read.pop((puppet, room_id), None)
         if event_id is not None:  # else it went out when everything was closed
+            self._just_read.add((puppet, room_id))
+            asyncio.get_running_loop().call_later(_READ_AGAIN, self._just_read.discard, (puppet, room_id))
             self._spawn(self._receipt(puppet, room_id, event_id))
 
     async def _receipt(self, puppet: MXID, room_id: RoomID, event_id: EventID) -> None:
