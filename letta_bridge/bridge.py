@@ -364,6 +364,14 @@ async def _step(step: Awaitable[None]) -> None:
         log.exception("a part could not be stopped in order", extra={"action": "stop_failed"})
 
 
+def freeze_loaded() -> None:
+    """Call before the event loop starts: what is loaded by then stays, and looking through it for garbage again and
+    again would hold up the loop.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 async def run(config: Config) -> int:
     """Run the bridge until SIGTERM or SIGINT; returns the exit code.
 
@@ -371,8 +379,6 @@ async def run(config: Config) -> int:
         OSError: the port cannot be listened on.
     """
     bridge = LettaBridge(config)
-    gc.collect()
-    gc.freeze()  # what is there now stays: looking through it again and again would hold up the loop
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

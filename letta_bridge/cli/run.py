@@ -37,8 +37,9 @@ def _run(options: argparse.Namespace) -> int:
     for warning in config.warnings:
         log.warning("configuration", extra={"action": "config_warning", "warning": warning})
     _compare_registration(config, options)
-    from ..bridge import run  # not needed, and slow to import, for every other command
+    from ..bridge import freeze_loaded, run  # not needed, and slow to import, for every other command
 
+    freeze_loaded()
     try:
         return asyncio.run(run(config))
     except OSError as error:
