@@ -1,7 +1,6 @@
 """LettaBridge: builds the parts, and the order in which they start and stop. No logic of its own."""
 
 import asyncio
-import gc
 import logging
 import signal
 from collections.abc import Awaitable
@@ -362,14 +361,6 @@ async def _step(step: Awaitable[None]) -> None:
         await step
     except Exception:
         log.exception("a part could not be stopped in order", extra={"action": "stop_failed"})
-
-
-def freeze_loaded() -> None:
-    """Call before the event loop starts: what is loaded by then stays, and looking through it for garbage again and
-    again would hold up the loop.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 async def run(config: Config) -> int:

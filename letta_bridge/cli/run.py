@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import errno
+import gc
 import logging
 import socket
 
@@ -37,9 +38,10 @@ def _run(options: argparse.Namespace) -> int:
     for warning in config.warnings:
         log.warning("configuration", extra={"action": "config_warning", "warning": warning})
     _compare_registration(config, options)
-    from ..bridge import freeze_loaded, run  # not needed, and slow to import, for every other command
+    from ..bridge import run  # not needed, and slow to import, for every other command
 
-    freeze_loaded()
+    gc.collect()
+    gc.freeze()  # what is loaded stays: looking through it for garbage again and again would hold up the loop
     try:
         return asyncio.run(run(config))
     except OSError as error:

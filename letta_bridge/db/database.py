@@ -276,6 +276,9 @@ class Database:
             try:
                 async with self._db.acquire_direct() as conn:
                     return await self._once(cast(Connection, conn), work)
+            except _NotBegunError as error:
+                if not left:
+                    raise error.cause from None
             except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
                 if not left:
                     raise
@@ -283,7 +286,10 @@ class Database:
         raise AssertionError("unreachable")
 
     async def _once(self, conn: Connection, work: Callable[[Connection], Awaitable[T]]) -> T:
-        await conn.execute(_BEGIN_POSTGRES)
+        try:
+            await conn.execute(_BEGIN_POSTGRES)
+        except (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError, ConnectionError) as error:
+            raise _NotBegunError(error) from error
         try:
             result = await work(conn)
             await conn.execute("COMMIT")
@@ -307,6 +313,14 @@ async def _warn_of_unsynced(conn: asyncpg.Connection) -> None:
             "PostgreSQL may lose at a power cut what it confirmed",
             extra={"action": "database_unsynced", "off": " ".join(names)},
         )
+
+
+class _NotBegunError(Exception):
+    """A connection of the pool was dead already: nothing was written, another one may live."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 async def _keep_session(_: object) -> None:

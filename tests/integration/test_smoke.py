@@ -310,7 +310,11 @@ async def test_ctrl_c_in_the_middle_cleans_up(stage: Stage, flavour: FlavourName
     command = [sys.executable, "-m", "letta_bridge", "smoke", "-c", str(stage.config), "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment
+        *command,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     )
     await until(lambda: hs.count("/send/m.room.message/"), 30, why="it never came to sending")
     process.send_signal(number)
