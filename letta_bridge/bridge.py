@@ -10,12 +10,20 @@ from aiohttp import web
 
 from .cli.exitcodes import Exit
 from .commands.bot import BotCommands
+from .commands.desk import Desk
 from .config import Config
+from .db.access import AccessTable
 from .db.agents import Agents
+from .db.alarms import Alarms
+from .db.commands import Commands
 from .db.database import DATABASE_ERRORS, Connection, Database, DatabaseError, DatabaseInUseError
 from .db.inbox import Inbox
+from .db.jobs import Jobs
+from .db.management import ManagementRooms
 from .db.memory import Conversations, Settings, Told
 from .db.outbox import Outbox
+from .db.past_rooms import PastRooms
+from .db.pauses import Pauses
 from .db.rooms import Rooms
 from .db.stops import Stops
 from .db.turns import Turns
@@ -27,6 +35,8 @@ from .delivery.runner import Runner
 from .delivery.sender import Sender
 from .delivery.troubles import Troubles
 from .ids import MXID, RoomID
+from .jobs.engine import Engine
+from .jobs.kinds import KINDS
 from .lanes import Lanes
 from .letta.backend import Backend
 from .letta.v1 import V1Backend
@@ -78,6 +88,7 @@ class LettaBridge:
         self.agents = Agents(self.db)
         self._settings = Settings(self.db)
         self._told = Told(self.db)
+        self._permissions = config.permission_table()
         self._backend = backend
         self._background: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
@@ -134,7 +145,41 @@ class LettaBridge:
             self.health.pinged,
         )
         self._build_delivery(backend)
+        self._build_desk(backend)
         self._built = True
+
+    def _build_desk(self, backend: Backend) -> None:
+        """Commands and jobs."""
+        desk = Desk(
+            config=self._config,
+            db=self.db,
+            lanes=self.lanes,
+            homeserver=self.homeserver,
+            backend=backend,
+            directory=self.directory,
+            health=self.health,
+            permissions=self._permissions,
+            agents=self.agents,
+            rooms=self.rooms,
+            inbox=self.inbox,
+            outbox=self.outbox,
+            turns=self.turns,
+            conversations=Conversations(self.db),
+            jobs=Jobs(self.db),
+            commands=Commands(self.db),
+            pauses=Pauses(self.db),
+            access=AccessTable(self.db),
+            alarms=Alarms(self.db),
+            management=ManagementRooms(self.db),
+            past_rooms=PastRooms(self.db),
+            settings=self._settings,
+            told=self._told,
+            sight=self._sight,
+        )
+        self.desk = desk
+        self.engine = Engine(desk, KINDS)
+        self.lanes.handle("job", self.engine.handle)
+        self.lanes.sweep_with(desk.jobs.open_lanes)
 
     def _build_delivery(self, backend: Backend) -> None:
         config = self._config
@@ -152,7 +197,7 @@ class LettaBridge:
             db=self.db,
             homeserver=self.homeserver,
             directory=self.directory,
-            permissions=config.permission_table(),
+            permissions=self._permissions,
             agents=self.agents,
             inbox=self.inbox,
             outbox=self.outbox,

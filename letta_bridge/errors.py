@@ -72,6 +72,11 @@ TROUBLES: dict[Kind, Trouble] = {
         "The conversation of this room disappeared in Letta, and I could not open another. Your message was not "
         "delivered.",
     ),
+    Kind.NO_MODEL: Trouble(
+        Fate.GIVE_UP,
+        "Letta does not offer the model that was asked for. Nothing was done; an administrator of Letta can say which "
+        "models there are.",
+    ),
     Kind.REJECTED: Trouble(
         Fate.GIVE_UP,
         "Letta refused your message. It was not delivered.",
@@ -89,6 +94,24 @@ TROUBLES: dict[Kind, Trouble] = {
         "Something unexpected failed in Letta. Your message was not answered; please send it again later.",
     ),
 }
+
+ABOUT_LETTA: dict[Kind, str] = {
+    Kind.UNREACHABLE: "Letta cannot be reached",
+    Kind.BAD_KEY: "Letta refuses the bridge's key (letta.api_key)",
+    Kind.BUSY: "the agent is busy with another run",
+    Kind.APPROVAL: "a tool call of the agent waits for an approval",
+    Kind.MODEL: "the model behind Letta fails",
+    Kind.MODEL_REFUSED: "the model's provider refused the request",
+    Kind.CONTEXT_FULL: "the agent's conversation no longer fits its model",
+    Kind.AGENT_GONE: "Letta has no such agent",
+    Kind.CONVERSATION_GONE: "Letta has no such conversation",
+    Kind.NO_MODEL: "Letta does not offer that model, or has none at all",
+    Kind.REJECTED: "Letta refused the request",
+    Kind.TIMEOUT: "Letta did not answer in time",
+    Kind.INTERRUPTED: "the connection to Letta broke off",
+    Kind.INTERNAL: "something unexpected failed in Letta",
+}
+"""The same troubles in the bridge's own words, for admins."""
 
 MAY_NOT_HAVE_BEEN_DELIVERED = (
     "Your message may not have been delivered: Letta failed at the wrong moment and cannot say whether it has it. "

@@ -28,6 +28,10 @@ POINTS: Final[dict[str, str]] = {
     "edit.after": "the homeserver took it",
     "receipt.before": "a read receipt is about to be sent",
     "receipt.after": "the homeserver took it",
+    "job.step": "a step of a job is about to be made",
+    "job.stepped": "the step is true, that is not written",
+    "job.recorded": "the step is written down",
+    "job.undo": "a step of a job is about to be taken back",
     "drain.begun": "the bridge is stopping, what runs may still end",
     "drain.ended": "what runs has ended or was cancelled, the lanes were not given back",
 }

@@ -34,6 +34,9 @@ EventID = NewType("EventID", str)
 TurnID = NewType("TurnID", int)
 """A row of the ``turn`` table; ordered within its lane. Lives only in this database."""
 
+JobID = NewType("JobID", int)
+"""A row of the ``job`` table: work of several steps. Lives only in this database."""
+
 MAIN_CONVERSATION = ConversationID("default")
 
 PREFIX = "dev.letta_bridge"

@@ -1,5 +1,6 @@
 """The configuration as documents: the commented file, its example, and the reference page."""
 
+import dataclasses
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from ruamel.yaml.comments import CommentedMap
 
 from . import yamlfile
+from .kinds import Template
 from .load import ENV_PREFIX, env_name
 from .schema import Config, Key, Section, leaves, members
 
@@ -49,6 +51,8 @@ def _mapping(cls: type, above: tuple[str, ...], chosen: Values) -> CommentedMap:
 def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.name.lower()
+    if isinstance(value, Template):
+        return {f.name: _plain(item) for f in dataclasses.fields(value) if (item := getattr(value, f.name))}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return value

@@ -4,7 +4,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -284,6 +284,69 @@ class PermissionTable(Kind):
         return table
 
 
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A preset for new agents. ``traits`` are names with numbers from 0 to 1 (such as the five of personality)."""
+
+    persona: str = ""
+    human: str = ""
+    description: str = ""
+    model: str = ""
+    tags: tuple[str, ...] = ()
+    traits: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateTable(Kind):
+    """Templates by name."""
+
+    def parse(self, value: object) -> dict[str, Template]:
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise self.wrong(value)
+        table: dict[str, Template] = {}
+        faults: list[Fault] = []
+        for name, entry in value.items():
+            try:
+                table[str(NAME.parse(name))] = entry if isinstance(entry, Template) else _template(entry)
+            except WrongValueError as error:
+                faults += [Fault(fault.expected, fault.found, (str(name), *fault.at)) for fault in error.faults]
+        if faults:
+            raise WrongValueError(*faults)
+        return table
+
+
+def _template(entry: object) -> Template:
+    if not isinstance(entry, Mapping):
+        raise WrongValueError(Fault("persona, human, description, model, tags and traits", entry))
+    values: dict[str, Any] = {}
+    faults: list[Fault] = []
+    for key, value in entry.items():
+        kind = _TEMPLATE_KEYS.get(str(key))
+        if kind is None:
+            faults.append(Fault(f"one of {', '.join(_TEMPLATE_KEYS)}", key, (str(key),)))
+            continue
+        try:
+            values[str(key)] = kind.parse(value)
+        except WrongValueError as error:
+            faults += [Fault(fault.expected, fault.found, (str(key), *fault.at)) for fault in error.faults]
+    if faults:
+        raise WrongValueError(*faults)
+    return Template(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Traits(Kind):
+    """Names with numbers from 0 to 1."""
+
+    def parse(self, value: object) -> dict[str, float]:
+        if not isinstance(value, Mapping):
+            raise self.wrong(value)
+        share = Number("a number from 0 to 1", 0, 1)
+        return {str(WORD.parse(name)): share.parse(number) for name, number in value.items()}
+
+
 def _who_fault(who: object) -> Fault | None:
     at = (str(who),)
     if not isinstance(who, str):
@@ -312,3 +375,11 @@ DATABASE_URI = DatabaseUri("sqlite:<file> or postgresql://user:password@host/dat
 WORD = Text("a piece of text")
 SECONDS = Number("a number of seconds greater than 0", above=True)
 SECONDS_OR_ZERO = Number("a number of seconds, 0 or more")
+_TEMPLATE_KEYS: Mapping[str, Kind] = {
+    "persona": WORD,
+    "human": WORD,
+    "description": WORD,
+    "model": WORD,
+    "tags": ListOf("a list of tags", item=WORD),
+    "traits": Traits("names with numbers from 0 to 1"),
+}

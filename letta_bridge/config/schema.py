@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..routing.permissions import Level, Permissions
 from . import kinds
-from .kinds import EXAMPLE_DOMAIN, PLACEHOLDER, Choice, Kind, ListOf, Number, Switch, Text
+from .kinds import EXAMPLE_DOMAIN, PLACEHOLDER, Choice, Kind, ListOf, Number, Switch, Template, Text
 
 REQUIRED = dataclasses.MISSING
 _TAG = "letta_bridge"
@@ -186,6 +186,12 @@ class LettaConfig:
         600.0,
     )
     request_timeout: float = _key(kinds.SECONDS, "Seconds to wait for any other answer of Letta.", 30.0)
+    marker: bool = _key(
+        Switch("true or false"),
+        "Whether the bridge may create one memory block of its own in Letta, attached to no agent, to recognise the "
+        "database by. Of use only where Letta itself does not say which database it has (Letta Cloud).",
+        False,
+    )
     include: AgentFilter = _section(AgentFilter, "Which agents are mirrored. All lists empty: every agent.")
     exclude: AgentFilter = _section(AgentFilter, "Which agents are left out, even if they are included above.")
 
@@ -251,6 +257,53 @@ class MirrorConfig:
         1024,
     )
     avatar_timeout: float = _key(kinds.SECONDS, "Seconds to wait for an avatar.", 10.0)
+    grace_h: float = _key(
+        Number("a number of hours, 0 or more"),
+        "Hours that an agent may be missing in Letta before its room is archived.",
+        24.0,
+    )
+    check_h: float = _key(
+        Number("a number of hours, 0 or more"),
+        "Hours between two looks at every room's state, for damage that nobody told the bridge of. 0: never.",
+        24.0,
+    )
+    history: int = _key(
+        Number("a whole number from 0 to 500", 0, 500, whole=True),
+        "How many of an agent's last lines are shown in its room when the room is made.",
+        20,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManagementConfig:
+    """Where admins command the bridge."""
+
+    rooms: bool = _key(
+        Switch("true or false"),
+        "Whether the bridge makes a management room for every admin who is named by a full Matrix id under "
+        "permissions, and invites them.",
+        True,
+    )
+    socket: str = _key(
+        kinds.WORD,
+        "The file through which 'letta-bridge ctl' reaches the running bridge. A relative one is taken from this "
+        "file's folder. Only the user that runs the bridge can use it.",
+        "letta-bridge.sock",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlConfig:
+    """The bridge's own HTTP interface, for webhooks and scripts."""
+
+    token: str | None = _key(
+        Text("a secret word, or nothing to have no such interface", kinds.TOKEN.pattern, optional=True),
+        "The secret that callers send as 'Authorization: Bearer …'. Nothing: the interface is not served.",
+        None,
+        secret=True,
+    )
+    host: str = _key(kinds.HOST, "The address to serve it on.", "127.0.0.1")
+    port: int = _key(Number("a port from 1 to 65535", 1, 65535, whole=True), "The port to serve it on.", 29386)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,6 +450,17 @@ class Config:
     conversation: ConversationConfig = _section(ConversationConfig, "How answers appear.")
     shutdown: ShutdownConfig = _section(ShutdownConfig, "How the bridge ends.")
     metrics: MetricsConfig = _section(MetricsConfig, "Metrics for Prometheus: docs/monitoring.md.")
+    management: ManagementConfig = _section(ManagementConfig, "Where admins command the bridge: docs/commands.md.")
+    control: ControlConfig = _section(
+        ControlConfig, "The bridge's own HTTP interface, for webhooks and scripts: docs/lifecycle.md."
+    )
+    templates: Mapping[str, Template] = _key(
+        kinds.TemplateTable("a list of templates by name"),
+        "Presets for new agents, for '!letta summon <name> --template <template>'. Each may have persona, human, "
+        "description, model, tags (a list) and traits (names with numbers from 0 to 1).",
+        {},
+        example={"scout": Template(persona="I look things up and say where I found them.", tags=("scout",))},
+    )
     logging: LoggingConfig = _section(LoggingConfig, "What the bridge writes to its standard error.")
     path: Path | None = None
     base: Path = Path()
@@ -414,7 +478,7 @@ class Config:
     def secrets(self) -> frozenset[str]:
         """Every secret text in this configuration, for logs to leave out."""
         password = urlsplit(self.database.uri).password if "://" in self.database.uri else None
-        found = {self.appservice.as_token, self.appservice.hs_token, self.letta.api_key, password}
+        found = {self.appservice.as_token, self.appservice.hs_token, self.letta.api_key, self.control.token, password}
         found.add(unquote(password) if password else None)
         return frozenset(text for text in found if text)
 

@@ -1,6 +1,7 @@
 """The mirrored agents: the ``agent`` table, one row per agent with what was last made true on the homeserver."""
 
 import asyncio
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,16 @@ _COLUMNS = frozenset(
         "portal_joined",
         "in_space",
         "error",
+        "agent_id",
+        "mxid",
+        "tags",
+        "model",
+        "owner",
+        "origin",
+        "missing_since",
+        "dismissed",
+        "portal_bridge",
+        "history",
     )
 )
 
@@ -36,6 +47,9 @@ class AgentRow:
 
     ``name``, ``description`` and ``avatar`` (its source) are what Letta says; ``shown_*``, ``portal_*`` and
     ``in_space`` (the space's room id) are what the homeserver was last told, None where it was not told yet.
+    ``state`` is ``new``, ``active``, ``missing`` (since ``missing_since``, in seconds of the database's clock) or
+    ``archived``. ``owner`` is the Matrix id of who summoned it; ``origin`` is ``letta``, ``summoned`` or ``adopted``;
+    ``dismissed`` says that it was despawned by a command; ``history`` is ``due`` while older lines are to be shown.
     """
 
     agent_id: AgentID
@@ -56,6 +70,14 @@ class AgentRow:
     portal_joined: bool
     in_space: str
     error: str
+    tags: tuple[str, ...] = ()
+    model: str = ""
+    owner: str = ""
+    origin: str = "letta"
+    missing_since: float | None = None
+    dismissed: bool = False
+    portal_bridge: str | None = None
+    history: str = ""
 
 
 class Agents:
@@ -120,9 +142,17 @@ class Agents:
         """The same within the caller's transaction."""
         assert columns.keys() <= _COLUMNS
         names = list(columns)
-        values = [clean(v) if isinstance(v, str) else int(v) if isinstance(v, bool) else v for v in columns.values()]
+        values = [_stored(value) for value in columns.values()]
         assignments = ", ".join(f"{name} = ${index}" for index, name in enumerate(names, start=2))
         await conn.execute(f"UPDATE agent SET {assignments} WHERE agent_id = $1", agent_id, *values)
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return clean(json.dumps(value))
+    if isinstance(value, bool):
+        return int(value)
+    return clean(value) if isinstance(value, str) else value
 
 
 def _agent(row: Row) -> AgentRow:
@@ -146,4 +176,12 @@ def _agent(row: Row) -> AgentRow:
         bool(row["portal_joined"]),
         row["in_space"],
         row["error"],
+        tuple(json.loads(row["tags"])),
+        row["model"],
+        row["owner"],
+        row["origin"],
+        row["missing_since"],
+        bool(row["dismissed"]),
+        row["portal_bridge"],
+        row["history"],
     )

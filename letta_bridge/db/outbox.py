@@ -23,6 +23,8 @@ class Outgoing:
     content: Mapping[str, Any]
     edits: str = ""
     turn_id: TurnID | None = None
+    stamp: int | None = None
+    """Milliseconds since 1970 that it is to carry instead of the time of sending, where the homeserver allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class OutboxRow:
     wait: float
     age: float
     device_id: str
+    stamp: int | None
 
 
 class Outbox:
@@ -52,8 +55,8 @@ class Outbox:
     async def add(self, conn: Connection, out: Outgoing) -> None:
         """Put an event in; it is sent after everything that its room has waiting."""
         await conn.execute(
-            "INSERT INTO outbox (txn_id, room_id, sender, type, content, edits, turn_id, state, created_at) "
-            f"VALUES ($1, $2, $3, $4, $5, $6, $7, 'pending', {self._db.now}) ON CONFLICT (txn_id) DO NOTHING",
+            "INSERT INTO outbox (txn_id, room_id, sender, type, content, edits, turn_id, stamp, state, created_at) "
+            f"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'pending', {self._db.now}) ON CONFLICT (txn_id) DO NOTHING",
             out.txn_id,
             out.room_id,
             out.sender,
@@ -61,6 +64,7 @@ class Outbox:
             json.dumps(out.content),
             out.edits,
             out.turn_id,
+            out.stamp,
         )
 
     async def head(self, room_id: RoomID, reader: Reader | None = None) -> OutboxRow | None:
@@ -86,6 +90,7 @@ class Outbox:
             due_in(float(row["wait"])),
             float(row["age"]),
             row["device_id"] or "",
+            row["stamp"],
         )
 
     async def sent(self, conn: Connection, seq: int, event_id: EventID) -> None:

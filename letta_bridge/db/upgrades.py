@@ -1,132 +1,25 @@
-"""The schema, and the way to it from every released version."""
+"""The schema, and the way to it from every version.
+
+A fresh database is made in one step as version 2; one of version 1 is changed. Both ways lead to the same schema:
+``tests/migration`` compares the catalogs.
+"""
 
 from typing import Any
 
 from mautrix.util.async_db import Scheme, UpgradeTable
 
+from .schema_v1 import TABLES as _V1
+
 UPGRADES = UpgradeTable(version_table_name="letta_bridge_version", database_name="letta-bridge database")
 
-_TABLES = (
-    # What came in. `before_seq`: a caught-up event goes before that pushed one. Rows stay as dedupe memory.
-    """CREATE TABLE inbox (
-        seq         {serial},
-        event_id    TEXT NOT NULL UNIQUE,
-        room_id     TEXT NOT NULL,
-        sender      TEXT NOT NULL,
-        type        TEXT NOT NULL,
-        body        TEXT NOT NULL,
-        origin      TEXT NOT NULL CHECK (origin IN ('push', 'catchup')),
-        before_seq  BIGINT,
-        state       TEXT NOT NULL CHECK (state IN ('new', 'dispatched', 'skipped', 'dead')),
-        decision    TEXT NOT NULL DEFAULT '',
-        attempts    INTEGER NOT NULL DEFAULT 0,
-        not_before  DOUBLE PRECISION NOT NULL DEFAULT 0,
-        received_at DOUBLE PRECISION NOT NULL,
-        decided_at  DOUBLE PRECISION
-    )""",
-    "CREATE INDEX inbox_open ON inbox (room_id, (COALESCE(before_seq, seq)), (before_seq IS NULL), seq) "
-    "WHERE state = 'new'",
-    "CREATE INDEX inbox_room ON inbox (room_id, seq)",
-    "CREATE INDEX inbox_dead ON inbox (seq) WHERE state = 'dead'",
-    # What an agent has to do: one run that answers one or more messages.
-    """CREATE TABLE turn (
-        turn_id         {serial},
-        lane            TEXT NOT NULL,
-        agent_id        TEXT NOT NULL,
-        room_id         TEXT NOT NULL,
-        source          TEXT NOT NULL UNIQUE,
-        thread_root     TEXT NOT NULL DEFAULT '',
-        reply_to        TEXT NOT NULL DEFAULT '',
-        mention         INTEGER NOT NULL DEFAULT 0,
-        conversation_id TEXT NOT NULL DEFAULT '',
-        state           TEXT NOT NULL
-                        CHECK (state IN ('queued', 'running', 'replying', 'done', 'dead', 'cancelled')),
-        attempt         INTEGER NOT NULL DEFAULT 0,
-        failures        INTEGER NOT NULL DEFAULT 0,
-        not_before      DOUBLE PRECISION NOT NULL DEFAULT 0,
-        wait_reason     TEXT NOT NULL DEFAULT '',
-        run_id          TEXT NOT NULL DEFAULT '',
-        stop_by         TEXT NOT NULL DEFAULT '',
-        error           TEXT NOT NULL DEFAULT '',
-        created_at      DOUBLE PRECISION NOT NULL,
-        submitted_at    DOUBLE PRECISION,
-        accepted_at     DOUBLE PRECISION,
-        replying_at     DOUBLE PRECISION,
-        finished_at     DOUBLE PRECISION
-    )""",
-    "CREATE INDEX turn_open ON turn (lane, turn_id) WHERE state IN ('queued', 'running')",
-    """CREATE TABLE turn_event (
-        event_id   TEXT NOT NULL,
-        agent_id   TEXT NOT NULL,
-        turn_id    BIGINT NOT NULL REFERENCES turn (turn_id),
-        position   INTEGER NOT NULL,
-        sender     TEXT NOT NULL,
-        text       TEXT NOT NULL,
-        otid       TEXT NOT NULL DEFAULT '',
-        withdrawn  INTEGER NOT NULL DEFAULT 0,
-        created_at DOUBLE PRECISION NOT NULL,
-        PRIMARY KEY (event_id, agent_id)
-    )""",
-    "CREATE INDEX turn_event_turn ON turn_event (turn_id, position)",
-    "CREATE INDEX turn_event_sender ON turn_event (sender, created_at)",
-    # A stop that reached the agent's lane: a pending approval is denied there, and the person is told.
-    """CREATE TABLE stop_request (
-        event_id   TEXT NOT NULL,
-        agent_id   TEXT NOT NULL,
-        room_id    TEXT NOT NULL,
-        sender     TEXT NOT NULL,
-        thread     TEXT NOT NULL DEFAULT '',
-        stopped    INTEGER NOT NULL,
-        withdrawn  INTEGER NOT NULL,
-        quiet      INTEGER NOT NULL DEFAULT 0,
-        done       INTEGER NOT NULL DEFAULT 0,
-        created_at DOUBLE PRECISION NOT NULL,
-        PRIMARY KEY (event_id, agent_id)
-    )""",
-    "CREATE INDEX stop_open ON stop_request (agent_id) WHERE done = 0",
-    # What must go out. `edits`: the transaction id of the row whose event this one replaces.
-    """CREATE TABLE outbox (
-        seq            {serial},
-        txn_id         TEXT NOT NULL UNIQUE,
-        room_id        TEXT NOT NULL,
-        sender         TEXT NOT NULL,
-        type           TEXT NOT NULL,
-        content        TEXT NOT NULL,
-        edits          TEXT NOT NULL DEFAULT '',
-        turn_id        BIGINT,
-        state          TEXT NOT NULL CHECK (state IN ('pending', 'sent', 'dead')),
-        attempts       INTEGER NOT NULL DEFAULT 0,
-        not_before     DOUBLE PRECISION NOT NULL DEFAULT 0,
-        sent_event_id  TEXT NOT NULL DEFAULT '',
-        error          TEXT NOT NULL DEFAULT '',
-        created_at     DOUBLE PRECISION NOT NULL,
-        sent_at        DOUBLE PRECISION
-    )""",
-    "CREATE INDEX outbox_open ON outbox (room_id, seq) WHERE state = 'pending'",
-    "CREATE INDEX outbox_dead ON outbox (seq) WHERE state = 'dead'",
-    "CREATE INDEX outbox_turn ON outbox (turn_id) WHERE turn_id IS NOT NULL",
-    "CREATE INDEX outbox_event ON outbox (sent_event_id) WHERE sent_event_id <> ''",
-    "CREATE INDEX outbox_edits ON outbox (edits) WHERE edits <> ''",
-    # Who does what must happen in order: see lanes.py.
-    """CREATE TABLE lane (
-        lane  TEXT PRIMARY KEY,
-        owner TEXT,
-        epoch BIGINT NOT NULL
-    )""",
-    """CREATE TABLE replica (
-        id          TEXT PRIMARY KEY,
-        incarnation TEXT NOT NULL,
-        beat        DOUBLE PRECISION NOT NULL
-    )""",
-    # The mirror: what the bridge last made true on the homeserver for each agent.
-    """CREATE TABLE agent (
+_AGENT = """CREATE TABLE agent (
         agent_id      TEXT PRIMARY KEY,
         mxid          TEXT NOT NULL UNIQUE,
         device_id     TEXT NOT NULL,
         name          TEXT NOT NULL,
         description   TEXT NOT NULL DEFAULT '',
         avatar        TEXT NOT NULL DEFAULT '',
-        state         TEXT NOT NULL CHECK (state IN ('new', 'active', 'missing')),
+        state         TEXT NOT NULL CHECK (state IN ('new', 'active', 'missing', 'archived')),
         registered    INTEGER NOT NULL DEFAULT 0,
         shown_name    TEXT,
         device_made   INTEGER NOT NULL DEFAULT 0,
@@ -138,51 +31,188 @@ _TABLES = (
         portal_joined INTEGER NOT NULL DEFAULT 0,
         in_space      TEXT NOT NULL DEFAULT '',
         error         TEXT NOT NULL DEFAULT '',
-        created_at    DOUBLE PRECISION NOT NULL
+        created_at    DOUBLE PRECISION NOT NULL,
+        tags          TEXT NOT NULL DEFAULT '[]',
+        model         TEXT NOT NULL DEFAULT '',
+        owner         TEXT NOT NULL DEFAULT '',
+        origin        TEXT NOT NULL DEFAULT 'letta' CHECK (origin IN ('letta', 'summoned', 'adopted')),
+        missing_since DOUBLE PRECISION,
+        dismissed     INTEGER NOT NULL DEFAULT 0,
+        portal_bridge TEXT,
+        history       TEXT NOT NULL DEFAULT '' CHECK (history IN ('', 'due', 'done'))
+    )"""
+"""``owner`` summoned it. ``dismissed``: despawned by a command, whatever Letta lists. ``portal_bridge``: what its
+``m.bridge`` state was last told. ``history``: whether its older lines are to be shown in its portal."""
+
+_OUTBOX = """CREATE TABLE outbox (
+        seq            {serial},
+        txn_id         TEXT NOT NULL UNIQUE,
+        room_id        TEXT NOT NULL,
+        sender         TEXT NOT NULL,
+        type           TEXT NOT NULL,
+        content        TEXT NOT NULL,
+        edits          TEXT NOT NULL DEFAULT '',
+        turn_id        BIGINT,
+        state          TEXT NOT NULL CHECK (state IN ('pending', 'sent', 'dead', 'dropped')),
+        attempts       INTEGER NOT NULL DEFAULT 0,
+        not_before     DOUBLE PRECISION NOT NULL DEFAULT 0,
+        sent_event_id  TEXT NOT NULL DEFAULT '',
+        error          TEXT NOT NULL DEFAULT '',
+        created_at     DOUBLE PRECISION NOT NULL,
+        sent_at        DOUBLE PRECISION,
+        stamp          BIGINT
+    )"""
+"""``stamp``: milliseconds since 1970 that the event is to carry instead of the time of sending."""
+
+_RECREATED = {"agent": _AGENT, "outbox": _OUTBOX}
+_ROOM_LOOK = "ALTER TABLE room ADD COLUMN look INTEGER NOT NULL DEFAULT 0"
+"""``look``: something happened to the room's state; the mirror is to compare it with what it should be."""
+
+_NEW = (
+    # Work of several steps that a command or the mirror began; `done` has the result of each finished step.
+    """CREATE TABLE job (
+        job_id      {serial},
+        kind        TEXT NOT NULL,
+        key         TEXT NOT NULL UNIQUE,
+        subject     TEXT NOT NULL DEFAULT '',
+        asked_by    TEXT NOT NULL,
+        room_id     TEXT NOT NULL DEFAULT '',
+        thread_root TEXT NOT NULL DEFAULT '',
+        args        TEXT NOT NULL,
+        done        TEXT NOT NULL DEFAULT '{}',
+        state       TEXT NOT NULL CHECK (state IN ('open', 'undoing', 'done', 'failed', 'cancelled')),
+        attempts    INTEGER NOT NULL DEFAULT 0,
+        not_before  DOUBLE PRECISION NOT NULL DEFAULT 0,
+        error       TEXT NOT NULL DEFAULT '',
+        created_at  DOUBLE PRECISION NOT NULL,
+        finished_at DOUBLE PRECISION
     )""",
-    """CREATE TABLE conversation (
-        agent_id        TEXT NOT NULL,
-        room_id         TEXT NOT NULL,
-        conversation_id TEXT NOT NULL,
-        memory          TEXT NOT NULL DEFAULT '',
-        PRIMARY KEY (agent_id, room_id)
-    )""",
-    # What the homeserver's rooms look like, from the events pushed to us and a snapshot after each join.
-    """CREATE TABLE room (
-        room_id   TEXT PRIMARY KEY,
-        name      TEXT NOT NULL DEFAULT '',
-        encrypted INTEGER NOT NULL DEFAULT 0,
-        known     INTEGER NOT NULL DEFAULT 0,
-        gap       INTEGER NOT NULL DEFAULT 0
-    )""",
-    """CREATE TABLE member (
+    "CREATE INDEX job_open ON job (job_id) WHERE state IN ('open', 'undoing')",
+    "CREATE INDEX job_subject ON job (subject) WHERE state IN ('open', 'undoing')",
+    # Commands that were accepted in a room and are carried out in order, outside the room's dispatch.
+    """CREATE TABLE command (
+        seq         {serial},
+        event_id    TEXT NOT NULL UNIQUE,
         room_id     TEXT NOT NULL,
-        user_id     TEXT NOT NULL,
-        membership  TEXT NOT NULL,
-        displayname TEXT NOT NULL DEFAULT '',
-        PRIMARY KEY (room_id, user_id)
+        sender      TEXT NOT NULL,
+        thread_root TEXT NOT NULL DEFAULT '',
+        text        TEXT NOT NULL,
+        management  INTEGER NOT NULL DEFAULT 0,
+        state       TEXT NOT NULL CHECK (state IN ('open', 'done')),
+        attempts    INTEGER NOT NULL DEFAULT 0,
+        created_at  DOUBLE PRECISION NOT NULL
     )""",
-    "CREATE INDEX member_user ON member (user_id)",
-    """CREATE TABLE invitation (
-        room_id TEXT NOT NULL,
-        user_id TEXT NOT NULL,
-        PRIMARY KEY (room_id, user_id)
+    "CREATE INDEX command_open ON command (room_id, seq) WHERE state = 'open'",
+    # Who was stopped for the time being: 'agent:<id>', 'room:<id>' or 'all'.
+    """CREATE TABLE pause (
+        subject TEXT PRIMARY KEY,
+        by_user TEXT NOT NULL,
+        reason  TEXT NOT NULL DEFAULT '',
+        at      DOUBLE PRECISION NOT NULL
     )""",
-    # What was said and is said once; and the bridge's few single facts.
-    """CREATE TABLE told (
-        topic TEXT PRIMARY KEY,
-        at    DOUBLE PRECISION NOT NULL
+    # Permissions given by command: a level for somebody with one agent ('agent:<id>') or in one room ('room:<id>').
+    """CREATE TABLE access (
+        subject TEXT NOT NULL,
+        who     TEXT NOT NULL,
+        level   TEXT NOT NULL CHECK (level IN ('none', 'user', 'admin')),
+        by_user TEXT NOT NULL,
+        at      DOUBLE PRECISION NOT NULL,
+        PRIMARY KEY (subject, who)
     )""",
-    """CREATE TABLE setting (
-        name  TEXT PRIMARY KEY,
-        value TEXT NOT NULL
+    # What is wrong now and was (or will be) told in the management rooms, once.
+    """CREATE TABLE alarm (
+        topic      TEXT PRIMARY KEY,
+        text       TEXT NOT NULL,
+        since      DOUBLE PRECISION NOT NULL,
+        told_at    DOUBLE PRECISION,
+        cleared_at DOUBLE PRECISION
     )""",
+    # Each admin's management room; several admins may share one. `room_id` is empty until it is made.
+    """CREATE TABLE management (
+        user_id TEXT PRIMARY KEY,
+        room_id TEXT NOT NULL DEFAULT '',
+        at      DOUBLE PRECISION NOT NULL
+    )""",
+    # Rooms that were an agent's portal once, and what came after them.
+    """CREATE TABLE past_room (
+        room_id     TEXT PRIMARY KEY,
+        agent_id    TEXT NOT NULL,
+        replaced_by TEXT NOT NULL DEFAULT '',
+        reason      TEXT NOT NULL,
+        at          DOUBLE PRECISION NOT NULL
+    )""",
+    "CREATE INDEX past_room_agent ON past_room (agent_id)",
 )
 
 
-@UPGRADES.register(description="Initial schema")  # type: ignore[call-arg, arg-type, untyped-decorator]
-async def upgrade_v1(conn: Any, scheme: Scheme) -> None:
-    """Create every table of version 1."""
+def _is_of(statement: str, tables: tuple[str, ...] = tuple(_RECREATED)) -> str:
+    """Which of ``tables`` a statement makes or indexes; empty when none."""
+    words = statement.replace("(", " ").split()
+    for table in tables:
+        if words[:3] == ["CREATE", "TABLE", table] or (words[1] == "INDEX" and words[4] == table):
+            return table
+    return ""
+
+
+async def _make(conn: Any, scheme: Scheme, statement: str) -> None:
     serial = "INTEGER PRIMARY KEY AUTOINCREMENT" if scheme == Scheme.SQLITE else "BIGSERIAL PRIMARY KEY"
-    for statement in _TABLES:
-        await conn.execute(statement.replace("{serial}", serial))
+    await conn.execute(statement.replace("{serial}", serial))
+
+
+async def make_v1(conn: Any, scheme: Scheme) -> None:
+    """Create every table of version 1, in an empty database."""
+    for statement in _V1:
+        await _make(conn, scheme, statement)
+
+
+@UPGRADES.register(  # type: ignore[call-arg, arg-type, untyped-decorator]
+    description="A new database", upgrades_to=2
+)
+async def make_v2(conn: Any, scheme: Scheme) -> None:
+    """Create every table of version 2, in an empty database."""
+    for statement in _V1:
+        table = _is_of(statement)
+        await _make(conn, scheme, _RECREATED[table] if table and " TABLE " in statement else statement)
+    await conn.execute(_ROOM_LOOK)
+    for statement in _NEW:
+        await _make(conn, scheme, statement)
+
+
+@UPGRADES.register(description="Lifecycle, management room, jobs")  # type: ignore[call-arg, arg-type, untyped-decorator]
+async def upgrade_v2(conn: Any, scheme: Scheme) -> None:
+    """From version 1."""
+    for table, statement in _RECREATED.items():
+        await _recreate(conn, scheme, table, statement)
+    await conn.execute(_ROOM_LOOK)
+    for statement in _NEW:
+        await _make(conn, scheme, statement)
+    await conn.execute("UPDATE agent SET history = 'done'")  # their rooms are in use: nothing older is put behind that
+
+
+async def _recreate(conn: Any, scheme: Scheme, table: str, statement: str) -> None:
+    """Give a table another shape: SQLite cannot change a CHECK. Names of keys come out as in a fresh database."""
+    columns = ", ".join(await _columns(conn, scheme, table))
+    await conn.execute(f"CREATE TABLE {table}_old AS SELECT * FROM {table}")
+    await conn.execute(f"DROP TABLE {table}")
+    await _make(conn, scheme, statement)
+    await conn.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {table}_old")
+    await conn.execute(f"DROP TABLE {table}_old")
+    if "{serial}" in statement and scheme != Scheme.SQLITE:
+        await conn.execute(
+            f"SELECT setval(pg_get_serial_sequence('{table}', 'seq'), (SELECT MAX(seq) FROM {table})) "
+            f"FROM {table} HAVING COUNT(*) > 0"
+        )
+    for index in _V1:
+        if " INDEX " in index and _is_of(index) == table:
+            await conn.execute(index)
+
+
+async def _columns(conn: Any, scheme: Scheme, table: str) -> list[str]:
+    if scheme == Scheme.SQLITE:
+        return [row["name"] for row in await conn.fetch(f"PRAGMA table_info({table})")]
+    rows = await conn.fetch(
+        "SELECT attname AS name FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped "
+        "ORDER BY attnum",
+        table,
+    )
+    return [row["name"] for row in rows]

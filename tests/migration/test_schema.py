@@ -13,16 +13,23 @@ import pytest_asyncio
 
 from letta_bridge.db.database import Connection, Database
 
-VERSION = 1
+VERSION = 2
 TABLES = {
+    "access",
     "agent",
+    "alarm",
+    "command",
     "conversation",
     "inbox",
     "invitation",
+    "job",
     "lane",
     "letta_bridge_version",
+    "management",
     "member",
     "outbox",
+    "past_room",
+    "pause",
     "replica",
     "room",
     "setting",

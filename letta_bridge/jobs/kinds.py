@@ -1,0 +1,5 @@
+"""Every kind of job."""
+
+from .steps import JobKind
+
+KINDS: tuple[JobKind, ...] = ()
