@@ -141,7 +141,30 @@ MAY_NOT_INVITE = (
     "You are not allowed to talk to the agents of this bridge, so I am leaving. An administrator of the bridge can "
     "allow {who} in its configuration (permissions)."
 )
-MAY_NOT_STOP = "You are not allowed to stop this agent."
+MAY_NOT_TALK_HERE = (
+    "You are not allowed to talk to {what}: that was decided for {by}. Your message was not delivered, nor will others "
+    "be. The agent's owner or an administrator of the bridge can allow it with "
+    "`!letta permissions grant {who} user {name}`."
+)
+MAY_NOT_BRING = (
+    "You are not allowed to talk to this agent, so I am leaving. The agent's owner or an administrator of the bridge "
+    "can allow it with `!letta permissions grant {who} user {name}`."
+)
+MAY_NOT_STOP = (
+    "You are not allowed to stop this agent. An administrator of the bridge can allow it in its configuration "
+    "(permissions)."
+)
+ABSENT = {
+    "missing": (
+        "I am not in Letta at the moment, or the bridge's configuration leaves me out. Your message was not delivered; "
+        "please send it again when my name here is no longer marked as offline."
+    ),
+    "archived": (
+        "I am archived: I am not in Letta any more, or was despawned. Your message was not delivered, and nothing that "
+        "is said here reaches me. An administrator of the bridge can tell more."
+    ),
+}
+"""What an agent says that nothing can reach, by the state of its row."""
 NO_SUCH_AGENT = "There is no such agent on the connected Letta, so nobody would answer here."
 TOO_FAST = (
     "You have sent more than {limit} messages within a minute. This one was not delivered, and for the next minute I "
@@ -153,10 +176,26 @@ EDIT_TOO_LATE = (
     "I have already read that message, and I cannot take edits of such messages yet, neither this one nor later ones. "
     "Please say it anew."
 )
+EDITED_TO_COMMAND = (
+    "Edits are no commands. The message was taken back before the agent had read it; please send the command anew."
+)
+RESTORED_COMMAND = (
+    "The bridge was restored from a backup. It does not know which commands of the time since then were carried out, "
+    "and repeats none. If one is still wanted, please give it again."
+)
+RESTORED_LIMIT = (
+    "The bridge was restored from a backup and has read the last {limit} messages of this room. Older ones that were "
+    "written since the backup may have got no answer; please send again what is still of interest."
+)
 ENCRYPTED = (
     "I cannot read encrypted messages yet, so nothing that is said here reaches me. Please start a chat with me in a "
     "room without encryption (when creating the room, switch “Enable end-to-end encryption” off). Agents also have "
     "rooms of their own without encryption; the bridge's space lists them."
+)
+ENCRYPTED_BOT = (
+    "I cannot read encrypted messages yet, so commands that are written here do not reach me. Please start a chat with "
+    "me in a room without encryption; administrators write `set-management-room` there, or use `letta-bridge ctl` on "
+    "the bridge's machine."
 )
 STOP_NOTHING = "There was nothing to stop."
 _RUN_STOPPED = "what I was doing was cancelled"
@@ -169,6 +208,14 @@ _DEAF = (
 )
 UNDISPATCHED = "Something went wrong inside the bridge, and this message could not be handled. It was not delivered."
 NOT_SHOWN = "I have answered, but the homeserver did not take my answer, so it cannot be shown here."
+
+
+def paused(subject: str, *, by_owner: bool, reason: str) -> str:
+    """What a room is told whose message waits because of a pause (``all``, ``agent:…`` or ``room:…``)."""
+    what = {"all": "All agents are", "room": "In this room agents are"}.get(subject.partition(":")[0], "I am")
+    who = "my owner" if by_owner else "an administrator"
+    why = f" ({reason})" if reason else ""
+    return f"{what} paused by {who}{why}. Your message is kept, and I answer it as soon as that is over."
 
 
 def stopped(

@@ -5,10 +5,14 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from datetime import datetime
+from typing import Any, Literal, Protocol
 
-from ..ids import AgentID, ConversationID, LettaMessageID, Otid, RunID
+from ..ids import PREFIX, AgentID, ConversationID, LettaMessageID, Otid, RunID
 from .errors import Kind
+
+CREATION_KEY = f"{PREFIX}.key"
+"""Where an agent's metadata says for which ``key`` the bridge created it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,41 @@ class Agent:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     companion: bool = False
     """A sleeptime companion of another agent: never mirrored."""
+    model: str = ""
+    """The handle of its model (``provider/name``), where Letta says it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewAgent:
+    """An agent to be created. ``model=None`` leaves the choice to :meth:`Backend.create_agent`."""
+
+    name: str
+    persona: str = ""
+    human: str = ""
+    description: str = ""
+    tags: tuple[str, ...] = ()
+    model: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryItem:
+    """A line that was spoken in an agent's main conversation. ``id`` and ``part`` together name it for ever."""
+
+    id: LettaMessageID
+    kind: Literal["user", "assistant"]
+    text: str
+    """What a person would read, as Letta keeps it: the bridge's own messages still in their envelope."""
+    at: datetime | None
+    """In whole seconds, with a time zone; the order of the items is more exact."""
+    otid: str
+    """Empty where Letta has none; of a message that the bridge handed over the otid that it gave it."""
+    part: int
+    """Counts the lines of one message from 0: one message may be several."""
+    run_id: str = ""
+    """The run in which it was said; empty where Letta has none."""
+    name: str = ""
+    """What Letta calls who wrote it, if somebody told it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +206,57 @@ class Backend(Protocol):
         ...
 
     async def get_agent(self, agent_id: AgentID) -> Agent:
-        """One agent. Raises AGENT_GONE."""
+        """One agent, also one that listings leave out (Letta can hide agents). Raises AGENT_GONE."""
+        ...
+
+    async def create_agent(self, new: NewAgent, *, key: str) -> Agent:
+        """The agent that was created for ``key``; it is created if there is none yet.
+
+        After an error that leaves open what happened the caller calls again with the same ``new`` and ``key``. An
+        agent is found again by its name and the key in its metadata (:data:`CREATION_KEY`), so one that somebody
+        renamed between two calls is not. Without a model the one most of the newest agents use, else the first that
+        the server lists. Raises NO_MODEL.
+        """
+        ...
+
+    async def rename_agent(self, agent_id: AgentID, name: str) -> Agent:
+        """The agent, renamed. May be repeated. Raises AGENT_GONE."""
+        ...
+
+    async def delete_agent(self, agent_id: AgentID) -> None:
+        """Delete the agent with its conversations, for ever. One that is gone already is no error.
+
+        Its memory blocks stay in Letta, attached to nobody: others may share them.
+        """
+        ...
+
+    async def history(self, agent_id: AgentID, limit: int) -> Sequence[HistoryItem]:
+        """The newest ``limit`` lines spoken in the agent's main conversation, oldest first. Raises AGENT_GONE.
+
+        Without tool calls, reasoning, system prompts, summaries, and what Letta itself says to its agents.
+        """
+        ...
+
+    async def models(self) -> Sequence[str]:
+        """The handles of the language models that agents can have, in the server's order."""
+        ...
+
+    async def fingerprint(self) -> str | None:
+        """What tells the database of this Letta from another's; it survives restarts.
+
+        ``None`` when this server does not tell. Raises when that cannot be known now: an outage is no answer.
+        """
+        ...
+
+    async def read_marker(self) -> str | None:
+        """What :meth:`write_marker` wrote, ``None`` when nothing is there. For servers without a fingerprint."""
+        ...
+
+    async def write_marker(self, value: str) -> None:
+        """Keep ``value`` in a memory block of the bridge's own, attached to no agent. May be repeated.
+
+        Whether the bridge may do that is the caller's to know.
+        """
         ...
 
     async def open_conversation(self, agent_id: AgentID, label: str) -> ConversationID:
@@ -215,8 +304,12 @@ class Backend(Protocol):
         run_id: RunID | None,
         otids: Sequence[Otid],
         settle: float,
+        since: float | None = None,
     ) -> Outcome:
         """Find out what became of messages handed over earlier. Never changes anything.
+
+        ``since`` (seconds since 1970): they were not handed over before that, but possibly long ago; the history is
+        read back so far, and where it is too long for that the outcome is :class:`Unknown`.
 
         Without a run id absence is believed only when seen twice, ``settle`` seconds apart, with the agent's newest
         runs all final: a run can appear late, and history is written only after the model's first answer.

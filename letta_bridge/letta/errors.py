@@ -25,6 +25,7 @@ class Kind(Enum):
     CONTEXT_FULL = "context_full"  # the conversation does not fit the model any more
     AGENT_GONE = "agent_gone"  # 404 for the agent
     CONVERSATION_GONE = "conversation_gone"  # 404 for the conversation; the agent is there
+    NO_MODEL = "no_model"  # Letta does not know the model that an agent is to have, or has none
     REJECTED = "rejected"  # Letta refused the request itself (400, 422)
     TIMEOUT = "timeout"  # the deadline of the turn passed
     INTERRUPTED = "interrupted"  # the stream broke off before the run ended

@@ -7,33 +7,31 @@ when it has none, and that answer is remembered for the life of this object.
 
 import asyncio
 import hashlib
-import json
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
 from ..ids import MAIN_CONVERSATION, AgentID, ConversationID, Otid, RunID
-from .backend import Agent, AgentListing, Health, Outcome, Prompt, TurnEvent
+from .backend import Agent, AgentListing, Health, HistoryItem, NewAgent, Outcome, Prompt, TurnEvent
 from .errors import Delivery, Kind, LettaError
+from .v1_agents import agent_of, listed, memory_fingerprint, streams_tokens
 from .v1_errors import NoRedis, NotFound
-from .v1_http import V1Http
+from .v1_history import read_history
+from .v1_http import ALL_AGENTS, V1Http
+from .v1_manage import Management
 from .v1_recovery import FINAL, Recovery, failed, next_message, timed_out
 from .v1_stream import Json, Translator, calls_of
 
 log = logging.getLogger(__name__)
-
-ALL_AGENTS = 20_000
-"""Agents asked for in one page. Small pages lose agents: an unknown cursor silently starts again at the first one."""
 
 DENIAL_TIME = 300.0
 """Seconds for the run that a denied approval starts."""
 
 _DENIALS = 5  # approvals denied one after the other; an agent that goes on asking is stuck
 _BUSY_WAIT, _BUSY_POLL = 30.0, 0.5
-_SLEEPTIME = ("sleeptime_agent", "voice_sleeptime_agent")
 
 
 class V1Backend:
@@ -61,6 +59,7 @@ class V1Backend:
             connect_timeout=connect_timeout,
         )
         self._recovery = Recovery(self._http)
+        self._manage = Management(self._http)
         self._background = True
         self._denied: dict[str, int] = {}
         self._tokens: dict[AgentID, bool] = {}
@@ -74,24 +73,51 @@ class V1Backend:
         return Health(str(answer.get("version") or "unknown"))
 
     async def list_agents(self) -> AgentListing:
-        page = await self._http.agents(_listed, limit=ALL_AGENTS)
-        listed = {one.agent.id: one for one in page}
+        page = await self._http.agents(listed, limit=ALL_AGENTS)
+        found = {one.agent.id: one for one in page}
         complete = len(page) < ALL_AGENTS
         if complete and page:
             # a server that silently caps the page would make every further agent look deleted
-            more = await self._http.agents(_listed, limit=1, after=page[-1].agent.id)
-            complete = all(one.agent.id in listed for one in more)
-        self._tokens = {agent_id: one.streams_tokens for agent_id, one in listed.items()}
+            more = await self._http.agents(listed, limit=1, after=page[-1].agent.id)
+            complete = all(one.agent.id in found for one in more)
+        self._tokens = {agent_id: one.streams_tokens for agent_id, one in found.items()}
         for member in {AgentID(member) for one in page for member in one.companions}:
-            if (one := listed.get(member)) is not None:
-                listed[member] = replace(one, agent=replace(one.agent, companion=True))
-        return AgentListing(tuple(one.agent for one in listed.values()), complete)
+            if (one := found.get(member)) is not None:
+                found[member] = replace(one, agent=replace(one.agent, companion=True))
+        return AgentListing(tuple(one.agent for one in found.values()), complete)
 
     async def get_agent(self, agent_id: AgentID) -> Agent:
         try:
-            return _agent(await self._http.agent(agent_id))
+            return agent_of(await self._http.agent(agent_id))
         except NotFound as error:
             raise LettaError(Kind.AGENT_GONE, error.detail) from error
+
+    async def create_agent(self, new: NewAgent, *, key: str) -> Agent:
+        return await self._manage.create(new, key)
+
+    async def rename_agent(self, agent_id: AgentID, name: str) -> Agent:
+        return await self._manage.rename(agent_id, name)
+
+    async def delete_agent(self, agent_id: AgentID) -> None:
+        await self._manage.delete(agent_id)
+
+    async def history(self, agent_id: AgentID, limit: int) -> Sequence[HistoryItem]:
+        try:
+            return await read_history(self._http, agent_id, limit)
+        except NotFound as error:
+            await self._gone(agent_id, MAIN_CONVERSATION, error)
+
+    async def models(self) -> Sequence[str]:
+        return await self._http.models()
+
+    async def fingerprint(self) -> str | None:
+        return await self._manage.fingerprint()
+
+    async def read_marker(self) -> str | None:
+        return await self._manage.read_marker()
+
+    async def write_marker(self, value: str) -> None:
+        await self._manage.write_marker(value)
 
     async def open_conversation(self, agent_id: AgentID, label: str) -> ConversationID:
         # Letta's search is an SQL LIKE, in which a backslash would not mean itself
@@ -109,7 +135,7 @@ class V1Backend:
         if conversation_id == MAIN_CONVERSATION:
             return known
         try:
-            fingerprint = _fingerprint(await self._http.blocks(agent_id))
+            fingerprint = memory_fingerprint(await self._http.blocks(agent_id))
             if fingerprint != known:
                 await self._http.recompile(conversation_id)
         except NotFound as error:
@@ -159,9 +185,12 @@ class V1Backend:
         run_id: RunID | None,
         otids: Sequence[Otid],
         settle: float,
+        since: float | None = None,
     ) -> Outcome:
         try:
-            return await self._recovery.find(agent_id, conversation_id, run_id=run_id, otids=otids, settle=settle)
+            return await self._recovery.find(
+                agent_id, conversation_id, run_id=run_id, otids=otids, settle=settle, since=since
+            )
         except NotFound as error:
             await self._gone(agent_id, conversation_id, error, Delivery.UNKNOWN)
         except LettaError as error:
@@ -229,7 +258,7 @@ class V1Backend:
     async def _wants_tokens(self, agent_id: AgentID) -> bool:
         if agent_id not in self._tokens:
             try:
-                self._tokens[agent_id] = _streams_tokens(await self._http.agent(agent_id))
+                self._tokens[agent_id] = streams_tokens(await self._http.agent(agent_id))
             except NotFound as error:
                 raise LettaError(Kind.AGENT_GONE, error.detail) from error
             except LettaError as error:
@@ -333,52 +362,6 @@ class V1Backend:
                 if error.delivery is Delivery.NO and error.run_id is not None:
                     self._denied[request_id] = self._denied.get(request_id, 0) + 1
                 raise
-
-
-@dataclass(frozen=True, slots=True)
-class _Listed:
-    """What is kept of an agent in a listing, and the companions that it names."""
-
-    agent: Agent
-    companions: tuple[str, ...]
-    streams_tokens: bool
-
-
-def _listed(row: Json) -> _Listed:
-    return _Listed(_agent(row), tuple(_companions_named_by(row)), _streams_tokens(row))
-
-
-def _agent(row: Json) -> Agent:
-    tags, metadata = row.get("tags"), row.get("metadata")
-    return Agent(
-        AgentID(row["id"]),
-        str(row.get("name") or ""),
-        str(row.get("description") or ""),
-        tuple(str(tag) for tag in tags) if isinstance(tags, list) else (),
-        metadata if isinstance(metadata, dict) else {},
-        companion=row.get("agent_type") in _SLEEPTIME,
-    )
-
-
-def _streams_tokens(row: Json) -> bool:
-    """Whether the agent's tokens can be streamed.
-
-    Letta cuts the blanks and leaves the escapes in the token streams of the older types, which answer through a
-    ``send_message`` tool ("A  b\\n" arrives as "Ab\\\\n"); whole messages of theirs are right.
-    """
-    return row.get("agent_type") == "letta_v1_agent"
-
-
-def _companions_named_by(row: Json) -> list[str]:
-    group = row.get("managed_group") or row.get("multi_agent_group")
-    if not isinstance(group, dict) or "sleeptime" not in str(group.get("manager_type")):
-        return []
-    return [str(member) for member in group.get("agent_ids") or () if member != row.get("id")]
-
-
-def _fingerprint(blocks: Sequence[Json]) -> str:
-    kept = sorted([str(block.get("label")), str(block.get("value"))] for block in blocks)
-    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def _denial_otid(agent_id: AgentID, conversation_id: ConversationID, request_id: str, attempt: int) -> Otid:

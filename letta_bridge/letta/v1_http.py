@@ -33,6 +33,9 @@ CONNECTIONS = 1000
 STREAM_SILENCE = 75.0
 """Seconds without a byte after which a stream counts as broken. Letta pings every 20 s."""
 
+ALL_AGENTS = 20_000
+"""Agents asked for in one page. Small pages lose agents: an unknown cursor silently starts again at the first one."""
+
 LONG_LIST = 120.0
 """Seconds that Letta may take for the list of all agents (about 1.7 s per thousand were measured)."""
 
@@ -86,12 +89,24 @@ class V1Http:
         """``{"version": …, "status": "ok"}``."""
         return _object(await self._json(self._raw.health()))
 
-    async def agents(self, take: Callable[[Json], T], *, limit: int, after: str | None = None) -> list[T]:
-        """What ``take`` makes of each agent of one page, oldest first, with tags and groups. It runs on a thread."""
+    async def agents(
+        self,
+        take: Callable[[Json], T],
+        *,
+        limit: int,
+        after: str | None = None,
+        name: str | None = None,
+        newest_first: bool = False,
+    ) -> list[T]:
+        """What ``take`` makes of each agent of one page, oldest first, with tags and groups. It runs on a thread.
+
+        ``name`` leaves those of exactly this name; the empty one leaves all.
+        """
         call = self._raw.agents.list(
             limit=limit,
-            order="asc",
+            order="desc" if newest_first else "asc",
             after=after,
+            name=name,
             include=["agent.tags", "agent.managed_group"],
             timeout=self._list_timeout,
         )
@@ -106,6 +121,50 @@ class V1Http:
         return _thing(
             await self._json(self._raw.agents.retrieve(agent_id, include=["agent.tags", "agent.managed_group"]))
         )
+
+    async def create_agent(self, fields: Mapping[str, Any]) -> Json:
+        """A new agent. Not idempotent."""
+        return _thing(await self._json(self._raw.agents.create(**fields)))
+
+    async def rename_agent(self, agent_id: AgentID, name: str) -> Json:
+        """The agent, renamed."""
+        return _thing(await self._json(self._raw.agents.update(agent_id, name=name)))
+
+    async def delete_agent(self, agent_id: AgentID) -> None:
+        """Delete an agent and all that is its own."""
+        await self._json(self._raw.agents.delete(agent_id))
+
+    async def models(self) -> list[str]:
+        """The handles of the language models."""
+        rows = await self._json(self._raw.models.list())
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise LettaError(Kind.INTERNAL, "the answer is not the list of models that was asked for")
+        handles = [row.get("handle") for row in rows if row.get("model_type") in (None, "llm")]
+        return [handle for handle in handles if isinstance(handle, str) and handle]
+
+    async def organisations(self) -> list[Json] | None:
+        """The organisations, or ``None`` when this server keeps them to itself (401, 403, or no such path)."""
+        try:
+            value = await self._client.get("/v1/admin/orgs/", cast_to=object)
+        except (letta_client.NotFoundError, letta_client.PermissionDeniedError, letta_client.AuthenticationError):
+            return None
+        except (letta_client.APIError, httpx.HTTPError, httpx.StreamError, OSError) as error:
+            raise from_exception(error, self._key) from error
+        except (ValueError, RecursionError) as error:
+            raise LettaError(Kind.INTERNAL, "the answer is no JSON") from error
+        return _things(value)
+
+    async def blocks_labelled(self, label: str) -> list[Json]:
+        """Memory blocks of exactly this label, oldest first, attached or not."""
+        return _things(await self._json(self._raw.blocks.list(label=label, limit=1000, order="asc")))
+
+    async def create_block(self, label: str, value: str, description: str) -> None:
+        """A new block that no agent has. Not idempotent."""
+        await self._json(self._raw.blocks.create(label=label, value=value, description=description))
+
+    async def change_block(self, block_id: str, value: str) -> None:
+        """Give a block another value."""
+        await self._json(self._raw.blocks.update(block_id, value=value))
 
     async def blocks(self, agent_id: AgentID) -> list[Json]:
         """The agent's memory blocks."""

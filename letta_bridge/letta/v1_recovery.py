@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
+from datetime import datetime
 
 from ..ids import MAIN_CONVERSATION, AgentID, ConversationID, LettaMessageID, Otid, RunID
 from .backend import (
@@ -27,6 +28,7 @@ FINAL = frozenset({"completed", "failed", "cancelled"})
 
 _RUNS = 50  # newest runs of the agent that are looked at
 _PAGE, _PAGES = 100, 3  # newest messages of the conversation that are looked at
+_DEEP_PAGES = 100  # the same where what is looked for may have been handed over long ago
 _ATTACH_SILENCE = 10.0  # seconds without news after which the run object is asked
 _IDENTIFY = 5.0  # seconds to wait for the first message of a run that is looked up by otid
 _POLL_FIRST, _POLL_MOST = 0.5, 2.0
@@ -49,6 +51,7 @@ class Recovery:
         run_id: RunID | None,
         otids: Sequence[Otid],
         settle: float,
+        since: float | None = None,
     ) -> Outcome:
         """See :meth:`letta_bridge.letta.backend.Backend.find`. Raises ``NotFound`` for what is not there."""
         if run_id is not None:
@@ -59,10 +62,10 @@ class Recovery:
             except LettaError as error:
                 if error.kind is not Kind.REJECTED:  # that is said of an id that names no run
                     raise
-        outcome = await self._look(agent_id, conversation_id, otids)
+        outcome = await self._look(agent_id, conversation_id, otids, since)
         if outcome is None:
             await asyncio.sleep(settle)
-            outcome = await self._look(agent_id, conversation_id, otids)
+            outcome = await self._look(agent_id, conversation_id, otids, since)
         return NotDelivered() if outcome is None else outcome
 
     async def conclude(self, run: Json, otids: Collection[Otid]) -> Outcome:
@@ -166,10 +169,15 @@ class Recovery:
             raise failed(translator, Delivery.UNKNOWN)
         return translator.finish() if translator.stop_reason else []
 
-    async def _look(self, agent_id: AgentID, conversation_id: ConversationID, otids: Sequence[Otid]) -> Outcome | None:
+    async def _look(
+        self, agent_id: AgentID, conversation_id: ConversationID, otids: Sequence[Otid], since: float | None
+    ) -> Outcome | None:
         # runs first: whatever they had finished to store is then in the history
         suspect = await self.live_run(agent_id, conversation_id)
-        found = await self._in_history(agent_id, conversation_id, otids)
+        try:
+            found = await self._in_history(agent_id, conversation_id, frozenset(otids), since)
+        except _TooLongError:
+            return Unknown("the history is too long to be read back that far")
         if found is None and suspect is not None:
             found = await self._by_otid(agent_id, otids)
         if found is not None:
@@ -182,10 +190,10 @@ class Recovery:
         return None
 
     async def _in_history(
-        self, agent_id: AgentID, conversation_id: ConversationID, otids: Sequence[Otid]
+        self, agent_id: AgentID, conversation_id: ConversationID, otids: Collection[Otid], since: float | None
     ) -> RunID | None:
         before: LettaMessageID | None = None
-        for _ in range(_PAGES):
+        for _ in range(_PAGES if since is None else _DEEP_PAGES):
             rows = await self._http.history(agent_id, conversation_id, limit=_PAGE, before=before)
             for row in rows:
                 if row.get("otid") in otids and (run_id := run_id_of(row)):
@@ -194,7 +202,11 @@ class Recovery:
                 await self._http.conversation(conversation_id)  # a deleted one has an empty history
             if not rows or rows[-1].get("id") == before:
                 return None
+            if since is not None and _older(rows[0], since):  # the newest of the page
+                return None
             before = LettaMessageID(str(rows[-1]["id"]))
+        if since is not None:
+            raise _TooLongError
         return None
 
     async def _by_otid(self, agent_id: AgentID, otids: Sequence[Otid]) -> RunID | None:
@@ -261,6 +273,18 @@ def _may_belong(run: Json, conversation_id: ConversationID) -> bool:
     metadata = run.get("metadata")
     run_type = metadata.get("run_type") if isinstance(metadata, dict) else None
     return run.get("conversation_id") is None and run_type in (None, "send_message")
+
+
+class _TooLongError(Exception):
+    """A history was not read back as far as it had to be."""
+
+
+def _older(row: Json, since: float) -> bool:
+    """Whether a message of a history was certainly written before ``since`` (seconds since 1970)."""
+    try:
+        return datetime.fromisoformat(str(row.get("date"))).timestamp() < since
+    except ValueError:
+        return False
 
 
 def _now() -> float:

@@ -8,7 +8,20 @@ from typing import TypeVar
 
 from ..ids import AgentID, ConversationID, Otid, RunID
 from ..sight import Sight
-from .backend import Agent, AgentListing, Backend, Health, Outcome, Prompt, RunFailed, RunStarted, TurnEvent, Unknown
+from .backend import (
+    Agent,
+    AgentListing,
+    Backend,
+    Health,
+    HistoryItem,
+    NewAgent,
+    Outcome,
+    Prompt,
+    RunFailed,
+    RunStarted,
+    TurnEvent,
+    Unknown,
+)
 from .errors import Kind, LettaError
 
 log = logging.getLogger(__name__)
@@ -38,6 +51,30 @@ class WatchedBackend:
     async def get_agent(self, agent_id: AgentID) -> Agent:
         return await self._watch("get_agent", self._inner.get_agent(agent_id))
 
+    async def create_agent(self, new: NewAgent, *, key: str) -> Agent:
+        return await self._watch("create_agent", self._inner.create_agent(new, key=key))
+
+    async def rename_agent(self, agent_id: AgentID, name: str) -> Agent:
+        return await self._watch("rename_agent", self._inner.rename_agent(agent_id, name))
+
+    async def delete_agent(self, agent_id: AgentID) -> None:
+        await self._watch("delete_agent", self._inner.delete_agent(agent_id))
+
+    async def history(self, agent_id: AgentID, limit: int) -> Sequence[HistoryItem]:
+        return await self._watch("history", self._inner.history(agent_id, limit))
+
+    async def models(self) -> Sequence[str]:
+        return await self._watch("models", self._inner.models())
+
+    async def fingerprint(self) -> str | None:
+        return await self._watch("fingerprint", self._inner.fingerprint())
+
+    async def read_marker(self) -> str | None:
+        return await self._watch("read_marker", self._inner.read_marker())
+
+    async def write_marker(self, value: str) -> None:
+        await self._watch("write_marker", self._inner.write_marker(value))
+
     async def open_conversation(self, agent_id: AgentID, label: str) -> ConversationID:
         return await self._watch("open_conversation", self._inner.open_conversation(agent_id, label))
 
@@ -62,8 +99,9 @@ class WatchedBackend:
         run_id: RunID | None,
         otids: Sequence[Otid],
         settle: float,
+        since: float | None = None,
     ) -> Outcome:
-        looking = self._inner.find(agent_id, conversation_id, run_id=run_id, otids=otids, settle=settle)
+        looking = self._inner.find(agent_id, conversation_id, run_id=run_id, otids=otids, settle=settle, since=since)
         outcome = await self._watch("find", looking)
         if isinstance(outcome, RunFailed | Unknown):
             log.debug("what Letta says of a turn", extra={"action": "letta_found", "text": outcome.detail})

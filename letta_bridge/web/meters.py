@@ -29,7 +29,7 @@ _TRANSACTIONS = {
 }
 _ARRIVALS = {"new": "new", "skipped": "echo", "dead": "malformed"}
 _DECISIONS = ("ignore", "answer", "edit", "withdraw", "stop", "command", "notice", "state", "dead")
-LANES = ("room", "agent", "send", "mirror")
+LANES = ("room", "agent", "send", "mirror", "command", "job", "management", "alarms", "history")
 """The kinds of lanes: how their names begin."""
 _PHASES = ("queued", "accepted", "first_shown", "total")
 _ENDS = ("done", "dead", "cancelled")
@@ -37,6 +37,14 @@ _LETTA_CALLS = (
     "health",
     "list_agents",
     "get_agent",
+    "create_agent",
+    "rename_agent",
+    "delete_agent",
+    "history",
+    "models",
+    "fingerprint",
+    "read_marker",
+    "write_marker",
     "open_conversation",
     "refresh_memory",
     "send",

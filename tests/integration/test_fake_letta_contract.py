@@ -133,6 +133,18 @@ async def test_agents_blocks_and_the_rest_are_valid(checked: Checked) -> None:
     await checked.call("DELETE", one)
 
 
+async def test_hidden_agents_old_types_and_base_tools_are_valid(letta: FakeLetta, checked: Checked) -> None:
+    hidden = letta.add_agent("Hidden", hidden=True, model="letta/letta-free")
+    old = letta.add_agent("Old", agent_type="memgpt_v2_agent")
+    assert (await checked.call("GET", f"/v1/agents/{hidden}"))["hidden"] is True
+    assert [row["id"] for row in await checked.call("GET", "/v1/agents/")] == [old]
+    letta.seed_history(old, [("user", "hi"), ("assistant", "hello")])
+    assert len(await checked.call("GET", f"/v1/agents/{old}/messages", conversation_id="default")) == 6
+    await checked.call("POST", f"/v1/agents/{old}/messages", user('{"type": "user_message", "message": "inner"}'))
+    assert letta.history(old)[-2]["content"] == "inner"
+    assert len(await checked.call("GET", "/v1/tools/", name="conversation_search", limit=1)) == 1
+
+
 async def test_messages_runs_and_steps_are_valid(letta: FakeLetta, checked: Checked) -> None:
     agent = letta.add_agent("Scout")
     base = f"/v1/agents/{agent}/messages"

@@ -7,16 +7,22 @@ from aiohttp import web
 from . import shapes
 from .core import Core
 from .engine import recompile
-from .rows import system_row
+from .rows import boot_rows, system_row
 from .state import BASE_TOOLS, Agent, Block, Tool
-from .wire import Json, answer, body_of, choice, from_sdk, invalid, now, number, refuse
+from .wire import Json, answer, body_of, choice, from_sdk, invalid, new_id, now, number, refuse
 
 _ID = re.compile(r"agent-[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
 _RELATIONS = tuple(
     f"agent.{name}"
     for name in ("blocks", "identities", "managed_group", "pending_approval", "secrets", "sources", "tags", "tools")
 )
-MODELS = tuple(f"openai-proxy/{name}" for name in ("gpt-4o", "gpt-4o-mini", "gpt-4.1"))
+MODELS = (
+    "letta/letta-free",  # answered by a service on the internet; every server lists it, first
+    *(f"openai-proxy/{name}" for name in ("gpt-4.1", "gpt-4o", "gpt-4o-mini", "gpt-5-mini")),
+)
+DEFAULT_MODEL = "openai-proxy/gpt-4o"
+_NAME = re.compile(r"^[\w '\-]+$")
+_WITH_GREETING = ("memgpt_agent", "memgpt_v2_agent")
 
 
 def agent_id_of(request: web.Request) -> str:
@@ -42,11 +48,16 @@ def add_agent(
     description: str | None,
     blocks: list[Block],
     tools: list[str],
-    model: str = MODELS[0],
+    model: str = DEFAULT_MODEL,
     agent_type: str = "letta_v1_agent",
     sleeptime: bool = False,
+    agent_id: str | None = None,
+    hidden: bool | None = None,
 ) -> Agent:
-    """Create an agent, and its companion when it is to have one."""
+    """Create an agent, and its companion when it is to have one.
+
+    Those of the older types begin with a greeting that nobody asked for.
+    """
     known = core.db.tools
     agent = Agent(
         name=name,
@@ -57,12 +68,18 @@ def add_agent(
         tools=[known.get(tool) or Tool(tool, "custom") for tool in tools],
         model=model,
         agent_type=agent_type,
+        id=agent_id or new_id("agent"),
+        hidden=hidden,
     )
+    if agent.id in core.db.agents:
+        raise ValueError(f"there is an agent {agent.id}")
     core.db.agents[agent.id] = agent
     core.db.blocks.update((block.id, block) for block in blocks)
     row = system_row(agent.id, None, "")
     recompile(row, agent, agent.memory())
     core.db.store([row], agent.message_ids)
+    if agent_type in _WITH_GREETING:
+        core.db.store(boot_rows(agent.id), agent.message_ids)
     if sleeptime:
         companion = add_agent(
             core,
@@ -118,6 +135,7 @@ class AgentRoutes:
     async def listing(self, request: web.Request) -> web.Response:
         include = self._include(request)
         agents = [agent for agent in self._core.db.agents.values() if _matches(agent, request)]
+        agents.sort(key=lambda agent: agent.created_at)
         field = choice(request, "order_by", ("created_at", "updated_at", "last_run_completion"))
         if field == "updated_at":
             agents.sort(key=lambda agent: agent.updated_at)
@@ -135,18 +153,19 @@ class AgentRoutes:
             refuse(500, "A database error occurred.")
         if include:  # any relation brings the tags along
             include = {*include, "agent.tags"}
+        if self._core.settings.page_cap is not None:
+            limit = min(limit or self._core.settings.page_cap, self._core.settings.page_cap)
         return answer([self._json(agent, include) for agent in agents[: limit or None]])
 
     async def count(self, request: web.Request) -> web.Response:
-        return answer(len(self._core.db.agents))
+        return answer(len([agent for agent in self._core.db.agents.values() if not agent.hidden]))
 
     async def create(self, request: web.Request) -> web.Response:
         body = await body_of(request)
-        model = body.get("model") or (body.get("llm_config") or {}).get("handle")
-        if not model:
-            refuse(400, "INVALID_ARGUMENT: Must specify either model or llm_config in request")
-        if model not in MODELS:
-            refuse(404, f"NOT_FOUND: Handle {model} not found, must be one of {list(MODELS)}")
+        name = body.get("name", "FreshAgent")  # the real server makes one up
+        _check_new_name(name)
+        model = _model_of(body)
+        _check_storable(name, body.get("description"), *(body.get("tags") or ()))
         blocks = [
             Block(block.get("label"), block.get("value", ""), description=block.get("description"))
             for block in body.get("memory_blocks") or ()
@@ -154,7 +173,7 @@ class AgentRoutes:
         blocks += [self._core.db.blocks[key] for key in body.get("block_ids") or ()]
         agent = add_agent(
             self._core,
-            body.get("name") or "agent",
+            name,
             tags=body.get("tags") or [],
             metadata=body.get("metadata") or {},
             description=body.get("description"),
@@ -163,6 +182,7 @@ class AgentRoutes:
             model=model,
             agent_type=body.get("agent_type") or "letta_v1_agent",
             sleeptime=bool(body.get("enable_sleeptime")),
+            hidden=body.get("hidden"),
         )
         return answer(self._json(agent, None))
 
@@ -174,6 +194,7 @@ class AgentRoutes:
         agent_id = agent_id_of(request)
         body = await body_of(request)
         agent = self._core.agent(agent_id)
+        _check_storable(body.get("name"), body.get("description"), *(body.get("tags") or ()))
         change_agent(agent, body)
         return answer(self._json(agent, None))
 
@@ -250,7 +271,9 @@ class AgentRoutes:
 
 def _matches(agent: Agent, request: web.Request) -> bool:
     query = request.query
-    if "name" in query and agent.name != query["name"]:
+    if agent.hidden:
+        return False
+    if query.get("name") and agent.name != query["name"]:  # the empty name is no filter
         return False
     if "query_text" in query and query["query_text"].lower() not in agent.name.lower():
         return False
@@ -259,6 +282,37 @@ def _matches(agent: Agent, request: web.Request) -> bool:
         return True
     together = all if query.get("match_all_tags", "").lower() == "true" else any
     return together(tag in agent.tags for tag in tags)
+
+
+def _check_new_name(name: object) -> None:
+    """Names that were made for file systems: only creating looks at them, not changing."""
+    if not isinstance(name, str):
+        raise invalid("string_type", ("body", "name"), "Input should be a valid string", name)
+    if name and not _NAME.match(name):
+        refuse(
+            500,
+            f"Export failed: Agent name '{name}' contains invalid characters. Only letters (any language), digits, "
+            "spaces, hyphens, underscores, and apostrophes are allowed. Please avoid filesystem-unsafe characters "
+            'like: / \\ : * ? " < > |',
+        )
+
+
+def _model_of(body: Json) -> str:
+    model = body.get("model", (body.get("llm_config") or {}).get("handle"))
+    if model is None:
+        refuse(400, "INVALID_ARGUMENT: Must specify either model or llm_config in request")
+    if model and not re.match(r"[^/]+/.", model):
+        refuse(400, "INVALID_ARGUMENT: The model handle should be in the format provider/model-name")
+    if model not in MODELS:
+        refuse(404, f"NOT_FOUND: Handle {model} not found, must be one of []")
+    return str(model)
+
+
+def _check_storable(*texts: object) -> None:
+    """What PostgreSQL takes into a column: no NUL, no halves of characters."""
+    for text in texts:
+        if isinstance(text, str) and ("\x00" in text or text != text.encode("utf-8", "replace").decode()):
+            refuse(500, "A database error occurred.")
 
 
 def change_block(block: Block, body: Json) -> None:

@@ -27,6 +27,8 @@ class Settings:
     """For which a conversation stays locked by a run that does not free it."""
     lag: float = 0.0
     """Between the last event of a stream and the moment its run is recorded as over."""
+    page_cap: int | None = None
+    """The most agents in one answer, whatever was asked for: a server, or something before it, that cuts long lists."""
     webhook: str | None = None
     """URL that gets ``{"step_id": …}`` after every step."""
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from .script import Hold
 from .wire import answer
 
-How = int | Literal["disconnect", "hang"]
+How = int | Literal["disconnect", "hang", "truncate"]
 
 
 @dataclass(slots=True)
@@ -24,6 +24,8 @@ class Fault:
     method: str | None
     after_processing: bool
     after_events: int | None
+    skip: int = 0
+    """How many requests pass before the first that fails: the first pages of a list."""
 
     def claims(self, request: web.Request) -> bool:
         """Whether it takes this request; it is used up by that."""
@@ -31,13 +33,16 @@ class Fault:
             return False
         if self.method is not None and request.method != self.method:
             return False
+        if self.skip > 0:
+            self.skip -= 1
+            return False
         self.times -= 1
         return True
 
     @property
     def late(self) -> bool:
         """Whether the request is worked on before it fails."""
-        return self.after_processing or self.after_events is not None
+        return self.after_processing or self.after_events is not None or self.how == "truncate"
 
     async def strike(self, request: web.Request) -> web.StreamResponse:
         """Let the request fail."""
@@ -64,6 +69,18 @@ class Gate:
         if fits and not self.taken:
             self.taken = True
             await self.hold.wait()
+
+
+async def cut(request: web.Request, whole: web.StreamResponse) -> web.StreamResponse:
+    """Send half of an answer's body, then nothing more: the connection breaks."""
+    body = whole.body if isinstance(whole, web.Response) else None
+    assert isinstance(body, bytes)
+    half = web.StreamResponse(status=whole.status, headers={"Content-Type": "application/json"})
+    half.content_length = len(body)
+    await half.prepare(request)
+    await half.write(body[: len(body) // 2])
+    drop(request)
+    return half
 
 
 def drop(request: web.Request) -> None:

@@ -19,7 +19,11 @@ _DENIED = "The user cancelled the request, so the prior function call has been d
 def items_of(rows: Sequence[Row], request: web.Request) -> list[Json]:
     """The items of some messages; the limit of a page counts messages, not items."""
     wanted = request.query.getall("include_return_message_types", [])
-    return [item for row in rows for item in row.items if not wanted or item["message_type"] in wanted]
+    items = [item for row in rows for item in row.items if not wanted or item["message_type"] in wanted]
+    if any(not isinstance(item.get("content"), str | list | None) for item in items):
+        # a message that was wrapped JSON around something else than text spoils every page it is on
+        refuse(400, "2 validation errors for UserMessage\ncontent.str\n  Input should be a valid string")
+    return items
 
 
 def history_page(core: Core, request: web.Request, rows: Sequence[Row], whose: str) -> web.Response:

@@ -6,7 +6,7 @@ from . import shapes
 from .agents import MODELS, change_block
 from .core import Core
 from .state import Block
-from .wire import ORGANISATION, answer, body_of, moment, number, refuse
+from .wire import ORGANISATION, answer, body_of, choice, invalid, missing, moment, number
 
 
 class MiscRoutes:
@@ -43,16 +43,20 @@ class MiscRoutes:
     async def tools(self, request: web.Request) -> web.Response:
         wanted = request.query.get("name")
         tools = [tool for tool in self._core.db.tools.values() if wanted in (None, tool.name)]
-        return answer([shapes.tool_json(tool) for tool in tools])
+        return answer([shapes.tool_json(tool) for tool in tools[: number(request, "limit", 50)]])
 
     async def blocks(self, request: web.Request) -> web.Response:
         wanted = request.query.get("label")
         blocks = [block for block in self._core.db.blocks.values() if wanted in (None, block.label)]
+        if choice(request, "order", ("asc", "desc")) == "desc":
+            blocks.reverse()
         return answer([shapes.block_json(block) for block in blocks[: number(request, "limit", 50)]])
 
     async def add_block(self, request: web.Request) -> web.Response:
         body = await body_of(request)
-        block = Block(body.get("label"), body.get("value", ""))
+        if "label" not in body:
+            raise invalid("missing", ("body", "label"), "Field required", body)
+        block = Block(body["label"], body.get("value", ""))
         change_block(block, body)
         self._core.db.blocks[block.id] = block
         return answer(shapes.block_json(block))
@@ -77,5 +81,5 @@ class MiscRoutes:
         block_id = request.match_info["block_id"]
         block = self._core.db.blocks.get(block_id)
         if block is None:
-            refuse(404, f"Block with id '{block_id}' not found")
+            raise missing("Block", block_id)
         return block

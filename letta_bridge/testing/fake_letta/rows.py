@@ -1,12 +1,17 @@
 """Makes the rows of a history: what is stored for each kind of message."""
 
+import json
 import uuid
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from .shapes import message_json, part_otid, tool_text
 from .state import Row, Run
-from .wire import Json, new_id
+from .wire import Json, new_id, now, second
+
+_GREETING = "More human than human is our motto."
+_GREETING_THOUGHT = "Bootup sequence complete. Persona activated. Testing messaging functionality."
 
 
 def text_of(content: Any) -> str:
@@ -24,6 +29,21 @@ def _stored(content: Any) -> Any:
         return content
     if len(content) == 1 and content[0].get("type") == "text":
         return str(content[0].get("text", ""))
+    return _stored_parts(content)
+
+
+def _unpacked(content: Any) -> Any:
+    """What is in a person's message that is wrapped in JSON; whatever that is, as the real server does."""
+    try:
+        value = json.loads(content) if isinstance(content, str) else None
+    except (ValueError, RecursionError):
+        return content
+    if isinstance(value, dict) and value.get("type") == "user_message" and "message" in value:
+        return value["message"]
+    return content
+
+
+def _stored_parts(content: Any) -> list[Json]:
     parts: list[Json] = []
     for part in content:
         if part.get("type") == "image":
@@ -45,6 +65,7 @@ def input_row(run: Run, message: Json) -> Row:
     """A message of the request. Its step is known only when it is stored."""
     role = message["role"]
     message_id = new_id("message")
+    content = _stored(message["content"])
     item = message_json(
         f"{role}_message",
         message_id,
@@ -53,7 +74,7 @@ def input_row(run: Run, message: Json) -> Row:
         name=message.get("name"),
         otid=message.get("otid") or str(uuid.uuid4()),
         sender_id=message.get("sender_id"),
-        content=_stored(message["content"]),
+        content=_unpacked(content) if role == "user" else content,
     )
     return Row(role, text_of(message["content"]), [item], message_id, run.agent_id, run.conversation_id, run.id)
 
@@ -63,6 +84,30 @@ def system_row(agent_id: str, conversation_id: str | None, prompt: str) -> Row:
     message_id = new_id("message")
     item = message_json("system_message", message_id, None, None, content=prompt)
     return Row("system", prompt, [item], message_id, agent_id, conversation_id, None)
+
+
+def boot_rows(agent_id: str) -> list[Row]:
+    """What an agent of the older types finds in its history: its own greeting, and that nobody has logged in yet."""
+    greeting, event = new_id("message"), new_id("message")
+    login = {"type": "login", "last_login": "Never (first login)", "time": now().strftime("%Y-%m-%d %I:%M:%S %p UTC")}
+    shared = {"source": "non_reasoner_model", "reasoning": _GREETING_THOUGHT, "signature": None}
+    said = [
+        message_json("reasoning_message", greeting, None, None, otid=part_otid(greeting, 0), **shared),
+        message_json("assistant_message", greeting, None, None, otid=part_otid(greeting, 1), content=_GREETING),
+    ]
+    text = json.dumps(login, indent=2)
+    item = message_json("user_message", event, None, None, content=text)
+    return [
+        Row("assistant", _GREETING, said, greeting, agent_id, None, None),
+        Row("user", text, [item], event, agent_id, None, None),
+    ]
+
+
+def line_row(agent_id: str, conversation_id: str | None, role: str, text: str, at: datetime) -> Row:
+    """A line as an older Letta left it: without a run."""
+    message_id = new_id("message")
+    item = message_json(f"{role}_message", message_id, None, None, otid=part_otid(message_id, 0), content=text)
+    return Row(role, text, [{**item, "date": second(at)}], message_id, agent_id, conversation_id, None)
 
 
 def model_row(

@@ -4,23 +4,25 @@ import asyncio
 import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
 from aiohttp import web
 
-from .agents import AgentRoutes, add_agent, change_agent
+from .agents import DEFAULT_MODEL, AgentRoutes, add_agent, change_agent
 from .conversations import ConversationRoutes, add_conversation
 from .core import Core, Settings
-from .faults import LATE, Fault, Gate, How
+from .faults import LATE, Fault, Gate, How, cut
 from .messages import MessageRoutes
 from .misc import MiscRoutes
 from .orders import Order
+from .rows import line_row
 from .runs import RunRoutes
 from .script import Behaviour, Hold, Reply, ToolFunction
 from .sending import start
-from .state import BASE_TOOLS, Agent, Block, Database, Turn
-from .wire import ApiError, Json, answer, new_id
+from .state import BASE_TOOLS, Agent, Block, Database, Removed, Turn
+from .wire import ApiError, Json, answer, new_id, now
 
 _OPEN_PATHS = frozenset({"/v1/health", "/v1/health/"})
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -134,10 +136,15 @@ class FakeLetta:
         blocks: Mapping[str, str] | None = None,
         tools: Sequence[str] = (),
         sleeptime: bool = False,
+        model: str = DEFAULT_MODEL,
+        agent_type: str = "letta_v1_agent",
+        agent_id: str | None = None,
+        hidden: bool = False,
     ) -> str:
-        """Create an agent with the base tools and ``tools``; returns its id. Names need not be unique.
+        """Create an agent with the base tools and ``tools``; returns its id. Any name goes, also one twice.
 
-        ``sleeptime`` adds a companion called ``<name>-sleeptime``.
+        ``sleeptime`` adds a companion called ``<name>-sleeptime``. ``agent_id`` is for one that was there before.
+        ``hidden`` agents exist and answer, but no listing shows them.
         """
         made = [Block(label, value) for label, value in (blocks or {"persona": "I am an agent."}).items()]
         agent = add_agent(
@@ -149,12 +156,24 @@ class FakeLetta:
             blocks=made,
             tools=[*BASE_TOOLS, *tools],
             sleeptime=sleeptime,
+            model=model,
+            agent_type=agent_type,
+            agent_id=agent_id,
+            hidden=hidden or None,
         )
         return agent.id
 
-    def remove_agent(self, agent_id: str) -> None:
-        """Delete an agent with all that belongs to it."""
-        self._core.db.remove_agent(self._core.db.agents[agent_id])
+    def remove_agent(self, agent_id: str) -> Removed:
+        """Delete an agent with all that belongs to it; what is returned can be put back."""
+        return self._core.db.remove_agent(self._core.db.agents[agent_id])
+
+    def restore_agent(self, removed: Removed) -> None:
+        """Put an agent back under its old id, with its history."""
+        self._core.db.restore_agent(removed)
+
+    def hide_agent(self, agent_id: str, hidden: bool = True) -> None:
+        """Leave an agent out of every listing, though it is there; or show it again."""
+        self._core.db.agents[agent_id].hidden = hidden or None
 
     def rename_agent(self, agent_id: str, name: str) -> None:
         """Give an agent another name."""
@@ -189,10 +208,36 @@ class FakeLetta:
         rows = self._core.db.history(agent_id=agent_id, conversation_id=thread)
         return [item for row in rows if row.role != "system" or row.run_id for item in row.items]
 
+    def seed_history(
+        self,
+        agent_id: str,
+        lines: Sequence[tuple[str, str]],
+        conversation_id: str | None = None,
+        *,
+        at: datetime | None = None,
+    ) -> list[str]:
+        """Add lines (``user`` or ``assistant``, and the text) to a thread without asking the model; their ids."""
+        db, agent = self._core.db, self._core.db.agents[agent_id]
+        context = db.context(agent, None if conversation_id is None else db.conversations[conversation_id])
+        made = [line_row(agent_id, conversation_id, role, text, at or now()) for role, text in lines]
+        db.store(made, context)
+        return [row.id for row in made]
+
     def wipe(self) -> None:
         """An empty database behind the same URL: another instance. Turns stay counted."""
+        self.swap_database()
+
+    def swap_database(self, other: Database | None = None) -> Database:
+        """Put another database behind the same URL, a new and empty one by default; returns the one before."""
         self._core.abandon()
-        self._core.db = Database()
+        before, self._core.db = self._core.db, other or Database()
+        return before
+
+    def empty(self) -> None:
+        """Delete every agent: the same instance, with nothing in it."""
+        for agent in list(self._core.db.agents.values()):
+            if agent.id in self._core.db.agents:
+                self._core.db.remove_agent(agent)
 
     # the model
 
@@ -264,18 +309,20 @@ class FakeLetta:
         *,
         method: str | None = None,
         after_events: int | None = None,
+        skip: int = 0,
     ) -> Fault:
         """Let the next requests to a path fail.
 
         Args:
             path_regex: searched in the path, without the query.
-            how: an HTTP status, ``disconnect`` or ``hang``.
+            how: an HTTP status, ``disconnect``, ``hang``, or ``truncate`` (half an answer, then the end).
             times: how many requests.
             after_processing: the server does the work (a turn to its end), but the client never learns.
             method: only requests of this method.
             after_events: a stream breaks off after so many events; the run goes on.
+            skip: how many requests pass before.
         """
-        fault = Fault(re.compile(path_regex), how, times, method, after_processing, after_events)
+        fault = Fault(re.compile(path_regex), how, times, method, after_processing, after_events, skip)
         self._core.faults.append(fault)
         return fault
 
@@ -296,6 +343,8 @@ class FakeLetta:
             return await fault.strike(request)
         LATE.set(fault)
         response = await self._handle(request, handler)
+        if fault is not None and fault.how == "truncate" and not response.prepared:
+            return await cut(request, response)
         if fault is not None and fault.after_processing and not response.prepared:
             return await fault.strike(request)
         return response

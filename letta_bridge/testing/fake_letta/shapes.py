@@ -22,13 +22,14 @@ _TOOL_PARAMETERS: dict[str, tuple[str, ...]] = {
 
 def model_json(handle: str) -> Json:
     """A language model, as listed and (less three fields) as an agent's ``llm_config``."""
-    name = handle.partition("/")[2]
+    provider, _, name = handle.partition("/")
+    provider = "letta" if provider == "letta" else "openai"
     return {
         "handle": handle,
         "name": name,
         "display_name": name,
-        "provider_type": "openai",
-        "provider_name": "openai",
+        "provider_type": provider,
+        "provider_name": provider,
         "model_type": "llm",
         "model": name,
         "model_endpoint_type": "openai",
@@ -135,7 +136,6 @@ _AGENT_CONSTANTS: Json = {
     "timezone": "UTC",
     "max_files_open": 10,
     "per_file_view_window_char_limit": 25000,
-    "hidden": None,
 }
 """What the fake never varies of an agent."""
 
@@ -194,6 +194,7 @@ def agent_json(agent: Agent, include: Collection[str] | None, pending: Row | Non
         "tool_exec_environment_variables": [],
         "secrets": [],
         "pending_approval": pending.items[-1] if pending is not None and "agent.pending_approval" in chosen else None,
+        "hidden": agent.hidden,
         "message_buffer_autoclear": False,
         "enable_sleeptime": None,
         "multi_agent_group": group,

@@ -72,6 +72,8 @@ class Agent:
     message_ids: list[str] = field(default_factory=list)
     needs_approval: set[str] = field(default_factory=set)
     group: Json | None = None
+    hidden: bool | None = None
+    """Whether listings and the count leave it out. Only its creation can say so."""
 
     def block(self, label: str) -> Block | None:
         return next((block for block in self.blocks if block.label == label), None)
@@ -156,6 +158,16 @@ class Turn:
         return self.started_at < its and other.started_at < mine
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A deleted agent and what went with it."""
+
+    agent: Agent
+    rows: dict[str, Row]
+    runs: dict[str, Run]
+    conversations: dict[str, Conversation]
+
+
 class Database:
     """Everything that a restart keeps and :meth:`FakeLetta.wipe` empties."""
 
@@ -217,12 +229,29 @@ class Database:
         if key is not None:
             self.locks.pop(key, None)
 
-    def remove_agent(self, agent: Agent) -> None:
-        """Delete an agent with its runs and conversations."""
+    def remove_agent(self, agent: Agent) -> "Removed":
+        """Delete an agent with its runs and conversations, and its companion. Blocks stay, as on the real server."""
+        for companion_id in (agent.group or {}).get("agent_ids", ()):
+            if companion_id in self.agents:
+                self.remove_agent(self.agents[companion_id])
+        removed = Removed(
+            agent,
+            {key: row for key, row in self.rows.items() if row.agent_id == agent.id},
+            {key: run for key, run in self.runs.items() if run.agent_id == agent.id},
+            {key: one for key, one in self.conversations.items() if one.agent_id == agent.id},
+        )
         del self.agents[agent.id]
         self.rows = {key: row for key, row in self.rows.items() if row.agent_id != agent.id}
         self.runs = {key: run for key, run in self.runs.items() if run.agent_id != agent.id}
         self.conversations = {key: one for key, one in self.conversations.items() if one.agent_id != agent.id}
+        return removed
+
+    def restore_agent(self, removed: "Removed") -> None:
+        """Put a deleted agent back with all that went with it, as from a backup."""
+        self.agents[removed.agent.id] = removed.agent
+        self.rows.update(removed.rows)
+        self.runs.update(removed.runs)
+        self.conversations.update(removed.conversations)
 
     def remove_conversation(self, conversation: Conversation) -> None:
         """Delete a conversation; its messages vanish from every history."""
