@@ -50,7 +50,7 @@ async def read_back(intent: Intent, inbox: Inbox, room_id: RoomID, invite: Event
             if await _is_border(event, inbox, intent.mxid, room_id, invite):
                 return ReadBack(tuple(reversed(found)), True)
             if "state_key" not in event and event.get("sender") != intent.mxid:
-                found.append(_arrival(event, room_id))
+                found.append(as_arrival(event, room_id))
         start = page.get("end")
         if not isinstance(start, str) or not chunk:
             return ReadBack(tuple(reversed(found)), True)
@@ -58,7 +58,8 @@ async def read_back(intent: Intent, inbox: Inbox, room_id: RoomID, invite: Event
     return ReadBack(tuple(reversed(found)), False)
 
 
-def _arrival(event: Mapping[str, Any], room_id: RoomID) -> Arrival:
+def as_arrival(event: Mapping[str, Any], room_id: RoomID) -> Arrival:
+    """An event of a timeline as it is to be stored."""
     one = arrival({**event, "room_id": room_id})
     unsigned = event.get("unsigned")
     if one.state == "new" and isinstance(unsigned, Mapping) and unsigned.get("redacted_because"):
@@ -71,11 +72,14 @@ async def _is_border(event: Mapping[str, Any], inbox: Inbox, me: MXID, room_id: 
     event_id = event.get("event_id")
     if not isinstance(event_id, str):
         return False
-    if event_id == invite:
-        return True
-    content = event.get("content")
-    membership = content.get("membership") if isinstance(content, Mapping) else None
-    if event.get("type") == "m.room.member" and event.get("state_key") == me and membership == "invite":
+    if event_id == invite or invites(event, me):
         return True
     # after an invitation: something later may have been handled already, because another of our users was here
     return invite is None and await inbox.settled(room_id, EventID(event_id))
+
+
+def invites(event: Mapping[str, Any], me: MXID) -> bool:
+    """Whether this is the invitation of one of our users: what lies before it was never meant for that one."""
+    content = event.get("content")
+    membership = content.get("membership") if isinstance(content, Mapping) else None
+    return event.get("type") == "m.room.member" and event.get("state_key") == me and membership == "invite"

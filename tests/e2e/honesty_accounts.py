@@ -67,6 +67,10 @@ async def devices_and_profiles(s: Script) -> None:
     await s.call("letta_g", "GET", "profile", g)
     await s.call("letta_g", "DELETE", "profile", g, "org.example.field")
     await s.call("letta_g", "GET", "profile", g)
+    await s.call("letta_g", "PUT", "profile", g, "displayname", body={"displayname": ""})
+    await s.call("letta_g", "PUT", "profile", g, "avatar_url", body={"avatar_url": ""})
+    for path in ((), ("displayname",), ("org.example.none",)):
+        await s.call(None, "GET", "profile", g, *path)
     for user in (g, s.user("alice")):
         await s.call("letta_g", "GET", "user", user, "account_data", "x.y")
     await s.call("letta_g", "PUT", "user", g, "account_data", "x.y", body={"a": 1})
@@ -224,7 +228,8 @@ async def no_such_room(s: Script) -> None:
         ("POST", "leave"), ("POST", "join"), ("POST", "forget"), ("GET", "event", "$x"), ("GET", "context", "$x"),
     ):  # fmt: skip
         await s.call("alice", method, "rooms", r, *parts)
-    await s.call("alice", "POST", "rooms", r, "invite", body={"user_id": s.user("bob")})
+    for action in ("invite", "kick", "ban", "unban"):
+        await s.call("alice", "POST", "rooms", r, action, body={"user_id": s.user("bob")})
     await s.call("alice", "PUT", "rooms", r, "typing", a, body={"typing": True, "timeout": 1000})
     await s.call("alice", "POST", "join", "garbage")
     await s.call("alice", "POST", "join", f"#none:{s.domain}")

@@ -119,7 +119,7 @@ async def test_the_wish_of_a_rate_limit_is_dropped() -> None:
     finally:
         await runner.cleanup()
     told = {name: value for name, value in vars(refusal.value).items() if "retry" in name}
-    assert not told, f"the error carries {told} now: the middleware in matrix/homeserver.py may go"
+    assert not told, f"the error carries {told} now: the middleware in matrix/caller.py may go"
 
 
 async def test_a_broken_postgres_connection_ends_the_process() -> None:

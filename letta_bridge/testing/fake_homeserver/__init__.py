@@ -16,6 +16,7 @@ and which events are pushed at all: what is said between a puppet's invite and i
 
 - Faults: ``hs.fail_next``, ``hs.delay``, ``hs.stop``/``hs.start``, ``hs.restart``, ``hs.hold_push``,
   ``hs.push_raw``, ``hs.push_again``, and ``hs.fail_push`` for what a ``PushFault`` does to one attempt to push.
+  ``hs.purge_room`` is what an admin does to a room.
   Set ``backoff_scale=0.01`` to make Synapse's retries quick.
 - Looking: ``hs.requests``, ``hs.transactions``, ``hs.wait_pushed``, and every ``Person``.
 

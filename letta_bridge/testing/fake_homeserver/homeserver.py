@@ -56,7 +56,7 @@ class Homeserver:
             room_id = "!" + create_event_id[1:]
         else:
             room_id = f"!{''.join(secrets.choice(string.ascii_letters) for _ in range(18))}:{self.domain}"
-        room = Room(room_id, version, len(self.rooms) + 1)
+        room = Room(room_id, version)
         self.rooms[room_id] = room
         return room
 

@@ -64,6 +64,8 @@ def remove(hs: "Homeserver", requester: Requester, room_id: str, target: str, ac
         raise bad("Expected UserID string to start with '@'", "M_INVALID_PARAM")
     room = hs.room(room_id)
     if room is None:
+        if hs.flavour.name == "synapse" and _ACTIONS.get(action, action) == "leave":
+            raise MatrixError(404, "M_UNKNOWN", "Not a known room")
         raise forbidden("Unknown room")
     change(hs, requester, room, target, action, content)
 

@@ -75,6 +75,11 @@ class Person:
         self._up()
         membership.leave(self._server.hs, self._who, room)
 
+    async def forget(self, room: str) -> None:
+        """Forget a room that this person has left."""
+        self._up()
+        membership.forget(self._server.hs, self._who, room)
+
     async def kick(self, room: str, user_id: str, reason: str | None = None) -> None:
         """Kick a user."""
         await self._remove(room, user_id, "kick", reason)

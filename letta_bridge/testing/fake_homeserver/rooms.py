@@ -29,7 +29,6 @@ class Room:
 
     room_id: str
     version: str
-    number: int  # age order over the whole server
     timeline: list[Event] = field(default_factory=list)
     state: dict[tuple[str, str], Event] = field(default_factory=dict)
     forgotten: set[str] = field(default_factory=set)

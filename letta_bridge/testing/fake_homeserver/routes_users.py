@@ -81,7 +81,10 @@ async def deactivate(call: Call) -> JSON:
 
 async def get_profile(call: Call) -> JSON:
     """GET /profile/{user}."""
-    return dict(call.hs.accounts.profile(call.path("user")))
+    profile = call.hs.accounts.profile(call.path("user"))
+    if not profile and call.hs.flavour.name == "synapse":
+        raise not_found("Profile was not found")
+    return dict(profile)
 
 
 async def get_profile_field(call: Call) -> JSON:

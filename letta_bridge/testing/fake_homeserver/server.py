@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from aiohttp import web
 
 from . import routes_rooms, routes_users
+from .administration import purge_room
 from .appservice import AppService, example_registration
 from .client_api import ClientApi, Request
 from .faults import Fault, Faults
@@ -198,6 +199,15 @@ class FakeHomeserver:
     async def push_again(self, transaction: Transaction, *, txn_id: str | None = None) -> bool:
         """Push a transaction of the log once more, under its own or another id; whether it was taken."""
         return await self.pusher.put(txn_id or transaction.txn_id, transaction.body, transaction.attempt + 1)
+
+    # ---- administration
+
+    def purge_room(self, room_id: str, *, told: bool = True) -> None:
+        """Delete a room as the server's admin: everybody is out, its aliases lead nowhere, nobody knows its id.
+
+        ``told``: whether Synapse pushes the departures before they are deleted with the room; nothing promises it.
+        """
+        purge_room(self.hs, room_id, told)
 
     # ---- observing
 

@@ -115,8 +115,11 @@ class SynapsePusher(BasePusher):
                 await self.ask("users", name)
 
     async def _send(self, stored: _Stored, edus: list[JSON], rooms: list[Room]) -> bool:
+        events = stored.events
+        if stored.attempts:  # read again by their ids: what was purged meanwhile is not there
+            events = [event for event in events if event.event_id in self.hs.events]
         stored.attempts += 1
-        body: JSON = {"events": [pushed_event(event, self.hs.flavour) for event in stored.events]}
+        body: JSON = {"events": [pushed_event(event, self.hs.flavour) for event in events]}
         if self.appservice.ephemeral:
             body |= {
                 "ephemeral": edus,
