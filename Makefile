@@ -44,7 +44,7 @@ soak: python
 	$(BIN)/python -m tests.crash.soak $(SOAK)
 
 bench: python
-	@$(INSTALL) testing synapse postgres
+	@$(INSTALL) testing synapse postgres letta?
 	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: python

@@ -17,9 +17,11 @@ from letta_bridge.testing.stack.process import StackError
 
 from .page import conditions, page
 from .results import Line, Report, table
+from .rows.lifecycle import many, reconcile
 from .rows.many import lag, restart
 from .rows.mirror import mirror
 from .rows.null import VARIANTS, null
+from .rows.summon import summon
 from .rows.talking import Cpu, burst, cpu_line, latency
 from .rows.wire import requests, stream
 from .stage import Options, a_stage
@@ -27,7 +29,7 @@ from .stage import Options, a_stage
 _TALKING = ("latency", "burst", "cpu", "requests", "stream")
 _MIRROR = ("provisioning", "idle")
 _NULL = ("null", *VARIANTS)
-ROWS = (*_TALKING, *_MIRROR, "restart", *_NULL, "lag")
+ROWS = (*_TALKING, *_MIRROR, "many", "summon", "restart", "reconcile", *_NULL, "lag")
 
 
 async def _talking(options: Options, rows: set[str], report: Report) -> None:
@@ -49,6 +51,18 @@ async def _restart(options: Options, _: set[str], report: Report) -> None:
     await restart(options, report)
 
 
+async def _reconcile(options: Options, _: set[str], report: Report) -> None:
+    await reconcile(options, report)
+
+
+async def _many(options: Options, _: set[str], report: Report) -> None:
+    await many(options, report)
+
+
+async def _summon(options: Options, _: set[str], report: Report) -> None:
+    await summon(options, report)
+
+
 async def _lag(options: Options, _: set[str], report: Report) -> None:
     await lag(options, report)
 
@@ -56,7 +70,10 @@ async def _lag(options: Options, _: set[str], report: Report) -> None:
 _GROUPS: tuple[tuple[tuple[str, ...], Callable[[Options, set[str], Report], Awaitable[None]]], ...] = (
     (_TALKING, _talking),
     (_MIRROR, mirror),
+    (("many",), _many),
+    (("summon",), _summon),
     (("restart",), _restart),
+    (("reconcile",), _reconcile),
     (_NULL, null),
     (("lag",), _lag),
 )

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +67,14 @@ class NullStage:
 
 @asynccontextmanager
 async def a_null_stage(
-    options: Options, *, agents: int, database: str = "", replicas: int = 1, watch: Watch | None = None, wait: int = -1
+    options: Options,
+    *,
+    agents: int,
+    database: str = "",
+    replicas: int = 1,
+    watch: Watch | None = None,
+    wait: int = -1,
+    settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[NullStage]:
     """Everything running, and ``wait`` agents (all by default) mirrored. ``database`` is PostgreSQL's URL, if any."""
     folder = options.folder
@@ -90,6 +97,7 @@ async def a_null_stage(
                 "permissions": json.dumps({DOMAIN: "user"}),
                 "limits.messages_per_minute": "1000000",
                 "mirror.invite": "[]",
+                **(settings or {}),
             }
             bridges.append(await stack.enter_async_context(bridge))
         http = await stack.enter_async_context(aiohttp.ClientSession())
