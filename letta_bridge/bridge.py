@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from .cli.checks_running import examine
 from .cli.exitcodes import Exit
-from .commands.bot import BotCommands
 from .commands.desk import Desk
 from .config import Config
 from .db.access import AccessTable
@@ -24,19 +24,13 @@ from .db.memory import Conversations, Settings, Told
 from .db.outbox import Outbox
 from .db.past_rooms import PastRooms
 from .db.pauses import Pauses
-from .db.rooms import Rooms
+from .db.restored import Restored
+from .db.rooms import Rooms, doubt_all
 from .db.stops import Stops
 from .db.turns import Turns
-from .delivery.context import RoomContext, TurnContext, TurnSettings
-from .delivery.dispatcher import Dispatcher
-from .delivery.entry import RoomEntry
-from .delivery.presence import Presence
-from .delivery.runner import Runner
-from .delivery.sender import Sender
-from .delivery.troubles import Troubles
+from .delivery.context import TurnSettings
+from .delivery.restored import find_rooms
 from .ids import MXID, RoomID
-from .jobs.engine import Engine
-from .jobs.kinds import KINDS
 from .lanes import Lanes
 from .letta.backend import Backend
 from .letta.v1 import V1Backend
@@ -47,9 +41,10 @@ from .matrix.ping import Pinger
 from .matrix.server import AppserviceRunner
 from .mirror.directory import LANE as MIRROR_LANE
 from .mirror.directory import Directory
-from .mirror.settings import MirrorSettings
 from .sight import BLIND, Sight
+from .web.control import ControlServer
 from .web.health import Health
+from .wiring import mirror_settings, turn_settings, wire_delivery, wire_office
 
 if TYPE_CHECKING:
     from .web.metrics import MetricsServer
@@ -60,7 +55,6 @@ _ALIVE = "alive_at"
 _GAP_AFTER = 60.0
 _KEEP_BODIES = 30 * 86400.0
 _PRUNE_EVERY = 6 * 3600.0
-_SETTLE = 10.0
 _ASK_SECONDS = 2.0
 _STORE_SECONDS = 2.0
 
@@ -88,6 +82,7 @@ class LettaBridge:
         self.agents = Agents(self.db)
         self._settings = Settings(self.db)
         self._told = Told(self.db)
+        self._restored = Restored(self.db)
         self._permissions = config.permission_table()
         self._backend = backend
         self._background: list[asyncio.Task[None]] = []
@@ -120,10 +115,12 @@ class LettaBridge:
             self._settings,
             self.homeserver,
             backend,
-            _mirror_settings(config),
+            mirror_settings(config),
             self.lanes,
-            None,
+            Alarms(self.db),
         )
+        control = config.control
+        self.control = ControlServer(control.token, control.host, control.port, self.directory.refreshes)
         self.intake = Intake(
             hs_token=config.appservice.hs_token,
             record=self.inbox.record,
@@ -144,13 +141,16 @@ class LettaBridge:
             self._alive,
             self.health.pinged,
         )
-        self._build_delivery(backend)
-        self._build_desk(backend)
+        self.desk = self._build_desk(backend)
+        delivery = wire_delivery(self.desk, self._stops, self._restored, self._turn_settings)
+        self._sender, self.presence = delivery.sender, delivery.presence
+        office = wire_office(self.desk)
+        self.engine, self.carrier, self.ctl, self.alarms = office.engine, office.carrier, office.ctl, office.alarms
         self._built = True
 
-    def _build_desk(self, backend: Backend) -> None:
-        """Commands and jobs."""
-        desk = Desk(
+    def _build_desk(self, backend: Backend) -> Desk:
+        """What commands and jobs, and most of the rest, work with."""
+        return Desk(
             config=self._config,
             db=self.db,
             lanes=self.lanes,
@@ -175,67 +175,8 @@ class LettaBridge:
             settings=self._settings,
             told=self._told,
             sight=self._sight,
+            check_up=lambda: examine(self._config),
         )
-        self.desk = desk
-        self.engine = Engine(desk, KINDS)
-        self.lanes.handle("job", self.engine.handle)
-        self.lanes.sweep_with(desk.jobs.open_lanes)
-
-    def _build_delivery(self, backend: Backend) -> None:
-        config = self._config
-        self.presence = Presence(self.homeserver)
-        self._sender = sender = Sender(
-            self.homeserver,
-            self.outbox,
-            self.turns,
-            self.agents,
-            self.lanes,
-            self.homeserver.bot_mxid,
-            self._sight,
-        )
-        rooms = RoomContext(
-            db=self.db,
-            homeserver=self.homeserver,
-            directory=self.directory,
-            permissions=self._permissions,
-            agents=self.agents,
-            inbox=self.inbox,
-            outbox=self.outbox,
-            turns=self.turns,
-            stops=self._stops,
-            rooms=self.rooms,
-            told=self._told,
-            lanes=self.lanes,
-            sight=self._sight,
-        )
-        entry = RoomEntry(rooms, config.limits.catchup_events)
-        dispatcher = Dispatcher(rooms, entry, BotCommands(self.agents), config.limits.messages_per_minute)
-        runner = Runner(
-            TurnContext(
-                db=self.db,
-                backend=backend,
-                agents=self.agents,
-                turns=self.turns,
-                stops=self._stops,
-                outbox=self.outbox,
-                conversations=Conversations(self.db),
-                lanes=self.lanes,
-                sender=sender,
-                presence=self.presence,
-                troubles=Troubles(self.turns, self.outbox, self._told, self.agents, self.lanes),
-                notes=self._settings,
-                settings=self._turn_settings,
-                sight=self._sight,
-            )
-        )
-        self.lanes.handle("room", dispatcher.handle)
-        self.lanes.handle("agent", runner.handle)
-        self.lanes.handle("send", sender.handle, last=True)
-        self.lanes.handle(MIRROR_LANE, self.directory.handle)
-        for source in (self.inbox.open_lanes, self.turns.open_lanes, self.outbox.open_lanes, self._gap_lanes):
-            self.lanes.sweep_with(source)
-        self.lanes.sweep_with(self.directory.open_lanes)
-        self.lanes.sweep_with(runner.look_for_stops)
 
     @property
     def ready(self) -> bool:
@@ -261,6 +202,7 @@ class LettaBridge:
         self._build()
         await self.directory.start()
         await self.turns.tidy()  # what was corrected may be the reason of this start
+        await self._restored.load()
         await self._note_gaps()
         await self.lanes.start()
         self._runner = AppserviceRunner(self.intake.app)
@@ -268,11 +210,15 @@ class LettaBridge:
         await web.TCPSite(self._runner, self._config.appservice.host, self._config.appservice.port).start()
         self._started = True
         self.health.start()
+        await self.ctl.start()
+        await self.control.start()
         if self._metrics is not None:
             await self._metrics.start(self.db, self.lanes, self.health)
         self.lanes.wake(MIRROR_LANE)
         self._background.append(asyncio.create_task(self.pinger.run(), name="pinger"))
         self._background.append(asyncio.create_task(self._prune(), name="prune"))
+        self._background.append(asyncio.create_task(self.alarms.run(), name="alarms"))
+        self._background.append(asyncio.create_task(self._find_rooms(), name="restored"))
         where = f"{self._config.appservice.host}:{self.port}"
         log.info("listening", extra={"action": "started", "address": where, "database": self.db.describe()})
 
@@ -288,6 +234,8 @@ class LettaBridge:
         if self._built:
             await _step(self._refuse_if_alone())
             await _step(self.health.stop())
+            await _step(self.ctl.stop())
+            await _step(self.control.stop())
             for task in self._background:
                 task.cancel()
             await asyncio.gather(*self._background, return_exceptions=True)
@@ -344,12 +292,14 @@ class LettaBridge:
         async def work(conn: Connection) -> None:
             for room_id in active:
                 await self.rooms.mark_gap(conn, room_id, True)
+            await doubt_all(conn)
 
         await self.db.write(work)
         log.info("was away, reading rooms back", extra={"action": "gap", "seconds": round(away), "rooms": len(active)})
 
-    async def _gap_lanes(self) -> list[str]:
-        return [f"room:{room_id}" for room_id in await self.rooms.gaps()]
+    async def _find_rooms(self) -> None:
+        poll = self._config.letta.poll_interval
+        await find_rooms(self._restored, self.homeserver, self.agents, poll, self._wake_room)
 
     async def _prune(self) -> None:
         while True:
@@ -358,6 +308,7 @@ class LettaBridge:
                 await self.inbox.prune(_KEEP_BODIES)
                 await self.turns.prune(_KEEP_BODIES)
                 await self.outbox.prune(_KEEP_BODIES)
+                await self.desk.commands.prune(_KEEP_BODIES)
             except Exception:  # housekeeping is tried again; it must not end silently
                 log.exception("pruning failed", extra={"action": "prune_failed"})
 
@@ -368,36 +319,6 @@ def _metrics(config: Config) -> "MetricsServer | None":
     from .web.metrics import MetricsServer  # its library is not needed by who does not want it
 
     return MetricsServer(config.metrics.host, config.metrics.port, config.database.replica)
-
-
-def _mirror_settings(config: Config) -> MirrorSettings:
-    mirror = config.mirror
-    return MirrorSettings(
-        puppet_prefix=config.appservice.puppet_prefix,
-        bot_displayname=config.appservice.bot_displayname,
-        poll_interval=config.letta.poll_interval,
-        wants=config.letta.wants,
-        space_name=mirror.space_name,
-        invite=tuple(MXID(mxid) for mxid in mirror.invite),
-        room_version=mirror.room_version,
-        concurrency=mirror.concurrency,
-        avatar_hosts=mirror.avatar_hosts,
-        avatar_max_kib=mirror.avatar_max_kib,
-        avatar_timeout=mirror.avatar_timeout,
-    )
-
-
-def turn_settings(config: Config) -> TurnSettings:
-    """What the configuration says about turns."""
-    return TurnSettings(
-        timeout=config.letta.turn_timeout,
-        attempts=config.limits.turn_attempts,
-        settle=min(_SETTLE, config.letta.request_timeout),
-        stream=config.conversation.stream,
-        first_event_s=config.conversation.first_event_s,
-        max_edits=config.conversation.max_edits,
-        part_bytes=config.limits.reply_part_kib * 1024,
-    )
 
 
 async def _step(step: Awaitable[None]) -> None:

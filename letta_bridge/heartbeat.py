@@ -135,6 +135,13 @@ class Heartbeat:
         query = f"SELECT COUNT(*) FROM replica r WHERE id <> $1 AND {alive_at(self._db, '$2')}"
         return 1 + int(await self._db.fetchval(query, self._owner, self._lease))
 
+    async def living(self) -> list[str]:
+        """The names of all live replicas, this one included."""
+        if not self._db.postgres:
+            return [self._owner]
+        rows = await self._db.fetch(f"SELECT id FROM replica r WHERE {alive_at(self._db, '$1')}", self._lease)
+        return sorted({self._owner, *(str(row["id"]) for row in rows)})
+
     async def end(self, conn: Connection) -> None:
         """Within a transaction: this replica is gone."""
         await conn.execute("DELETE FROM replica WHERE id = $1 AND incarnation = $2", self._owner, self.incarnation)

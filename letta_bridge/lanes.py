@@ -157,6 +157,10 @@ class Lanes:
         """Whether no other live replica is there, who could go on with our work."""
         return await self._heart.population() < 2
 
+    async def replicas(self) -> list[str]:
+        """The names of all live replicas, this one included."""
+        return await self._heart.living()
+
     def sweep_with(self, source: Callable[[], Awaitable[Iterable[str]]]) -> None:
         """Ask ``source`` for lanes with open work: at start, and regularly as the net under lost wakes."""
         self._sweeps.append(source)

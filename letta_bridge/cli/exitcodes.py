@@ -7,6 +7,7 @@ class Exit(IntEnum):
     """An exit code per class of trouble."""
 
     OK = 0
+    FAILED = 1  # a command of ctl was refused, or failed
     USAGE = 2  # the command line itself
     CONFIG = 10  # the configuration cannot be used
     REGISTRATION = 11  # the registration, here or in the homeserver, does not belong to the configuration
@@ -21,10 +22,12 @@ class Exit(IntEnum):
     PORT = 20  # the port is taken by another program, or cannot be listened on
     RUNNING = 21  # another process of the bridge holds the database
     SMOKE = 22  # the homeserver does not do what the bridge needs of it
+    NOT_RUNNING = 23  # ctl found no bridge to talk to
 
 
 MEANING = {
     Exit.OK: "everything is in order",
+    Exit.FAILED: "a command of 'letta-bridge ctl' was refused, or failed",
     Exit.USAGE: "the command line is wrong, or a file is in the way",
     Exit.CONFIG: "the configuration cannot be used",
     Exit.REGISTRATION: "the registration, here or in the homeserver, does not belong to the configuration",
@@ -39,4 +42,5 @@ MEANING = {
     Exit.PORT: "the port is taken by another program, or cannot be listened on",
     Exit.RUNNING: "another process of the bridge uses the database",
     Exit.SMOKE: "the homeserver does not do everything that the bridge needs",
+    Exit.NOT_RUNNING: "the bridge is not running here, so ctl cannot reach it",
 }

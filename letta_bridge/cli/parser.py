@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from .. import __version__, registration
 from ..config import ConfigError, example, reference
-from . import check, init, register, run, smoke
+from . import check, ctl, import_letta_matrix, init, register, run, smoke
 from .exitcodes import MEANING, Exit
 
 
@@ -50,12 +50,22 @@ def build_parser() -> argparse.ArgumentParser:
     init.add_to(commands)
     run.add_to(commands)
     check.add_to(commands)
+    ctl.add_to(commands)
+    import_letta_matrix.add_to(commands, ctl.give)
     smoke.add_to(commands)
     register.add_to(commands)
     _add_printer(commands, "example-config", "print config.example.yaml", example)
     _add_printer(commands, "example-registration", "print registration.yaml.example", registration.example)
     _add_printer(commands, "config-reference", "print docs/configuration.md", reference)
+    _add_printer(commands, "commands-reference", "print docs/commands.md", _commands)
     return parser
+
+
+def _commands() -> str:
+    from ..commands.groups import TABLE  # slow to import, and most commands need none of it
+    from ..commands.page import page
+
+    return page(TABLE)
 
 
 def _add_printer(

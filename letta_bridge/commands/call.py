@@ -28,6 +28,7 @@ class Call:
         room_id: where it was asked; empty on the command line.
         thread_root: the thread in which it was asked, or empty.
         management: asked where only admins read: in a management room, a direct chat with the bot, on the command line.
+        bot_here: whether the bot is in the room, and so can show there how far a job is.
         args: by the names of the command's arguments and options; None (False for switches) for what was not given.
     """
 
@@ -43,6 +44,12 @@ class Call:
     thread_root: str
     management: bool
     args: Mapping[str, Any]
+    bot_here: bool = True
+
+    @property
+    def job_room(self) -> RoomID:
+        """Where a job that is begun by it shows its progress; empty: nowhere."""
+        return self.room_id if self.bot_here else RoomID("")
 
     @property
     def admin(self) -> bool:

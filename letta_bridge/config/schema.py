@@ -312,7 +312,8 @@ class LimitsConfig:
 
     messages_per_minute: int = _key(
         Number("a whole number of 1 or more", 1, whole=True),
-        "How many messages one person may send to agents per minute. Who sends more is told so.",
+        "How many messages to agents one person may send per minute; commands of who is no administrator count too. "
+        "Who sends more is told so.",
         20,
     )
     turn_attempts: int = _key(

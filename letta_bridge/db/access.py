@@ -1,7 +1,9 @@
 """Permissions given by command, for one agent or one room: the ``access`` table."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..ids import AgentID, RoomID
 from .database import Connection, Database, Reader
 
 
@@ -41,6 +43,13 @@ class AccessTable:
         """What was given on one agent or room."""
         rows = await (reader or self._db).fetch("SELECT * FROM access WHERE subject = $1 ORDER BY who", subject)
         return [Access(row["subject"], row["who"], row["level"], row["by_user"]) for row in rows]
+
+    async def in_room(self, room_id: RoomID, agents: Iterable[AgentID], reader: Reader | None = None) -> list[Access]:
+        """What was given on a room and on these agents."""
+        given = await self.on(f"room:{room_id}", reader)
+        for agent_id in agents:
+            given += await self.on(f"agent:{agent_id}", reader)
+        return given
 
     async def all(self) -> list[Access]:
         """Everything given."""

@@ -110,12 +110,16 @@ class Agents:
 
     async def in_room(self, room_id: RoomID, reader: Reader | None = None) -> list[AgentRow]:
         """The agents whose puppets have joined the room, in a stable order."""
+        return (await self.ruled_in_room(room_id, reader))[0]
+
+    async def ruled_in_room(self, room_id: RoomID, reader: Reader | None = None) -> tuple[list[AgentRow], bool]:
+        """The same, and whether anything at all was given by ``permissions grant``: one statement for both."""
         rows = await (reader or self._db).fetch(
-            "SELECT a.* FROM agent a JOIN member m ON m.user_id = a.mxid "
+            "SELECT a.*, EXISTS (SELECT 1 FROM access) AS ruled FROM agent a JOIN member m ON m.user_id = a.mxid "
             "WHERE m.room_id = $1 AND m.membership = 'join' ORDER BY a.created_at, a.agent_id",
             room_id,
         )
-        return [_agent(row) for row in rows]
+        return [_agent(row) for row in rows], any(row["ruled"] for row in rows)
 
     async def add(self, agent_id: AgentID, mxid: MXID, device_id: str, name: str) -> None:
         """Write an agent down before anything is made for it; no effect when it is known."""
@@ -130,6 +134,15 @@ class Agents:
             )
         )
 
+    async def history_due(self, limit: int) -> list[AgentRow]:
+        """Agents that can be talked to in their portals and whose older lines are still to be shown there."""
+        rows = await self._db.fetch(
+            "SELECT * FROM agent WHERE history = 'due' AND state = 'active' AND portal_joined = 1 "
+            "ORDER BY created_at, agent_id LIMIT $1",
+            limit,
+        )
+        return [_agent(row) for row in rows]
+
     async def update(self, agent_id: AgentID, **columns: Any) -> None:
         """Write columns of one agent in a commit of its own: a finished step is never repeated."""
 
@@ -137,6 +150,25 @@ class Agents:
             await self.update_in(conn, agent_id, **columns)
 
         await self._db.write(work)
+
+    async def remove(self, conn: Connection, agent_id: AgentID) -> None:
+        """Forget an agent that never came into being. What was said to it stays in its tables."""
+        await conn.execute("DELETE FROM agent WHERE agent_id = $1", agent_id)
+
+    async def hold(self, conn: Connection, agent_id: AgentID) -> None:
+        """Let everybody else who holds the agent wait until the transaction ends."""
+        await conn.fetchval(f"SELECT 1 FROM agent WHERE agent_id = $1 {self._db.for_update}", agent_id)
+
+    async def all_made(self, conn: Connection, agent_id: AgentID) -> None:
+        """Nothing is wrong with it; if it still counts as new, it is active.
+
+        Whoever writes this has read the row many requests ago, and it may have been despawned since.
+        """
+        await conn.execute(
+            "UPDATE agent SET error = '', state = CASE WHEN state = 'new' THEN 'active' ELSE state END "
+            "WHERE agent_id = $1",
+            agent_id,
+        )
 
     async def update_in(self, conn: Connection, agent_id: AgentID, **columns: Any) -> None:
         """The same within the caller's transaction."""

@@ -7,13 +7,22 @@ from .database import Connection, Database, Row, clean
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """``age`` is seconds since it came up; ``told`` and ``cleared`` whether that happened."""
+    """``since`` is when it came up, on the database's clock, ``age`` seconds since then; ``told`` and ``cleared``
+    whether that happened, ``cleared_for`` how many seconds ago.
+    """
 
     topic: str
     text: str
     age: float
     told: bool
     cleared: bool
+    since: float = 0.0
+    cleared_for: float = 0.0
+
+    @property
+    def lasted(self) -> float:
+        """Seconds from its beginning to its end, or to now."""
+        return max(0.0, self.age - self.cleared_for)
 
 
 class Alarms:
@@ -31,6 +40,15 @@ class Alarms:
             clean(text),
         )
 
+    async def renew(self, conn: Connection, topic: str, text: str) -> None:
+        """It is so now in a way that has to be told even if an earlier one was."""
+        await conn.execute("DELETE FROM alarm WHERE topic = $1", topic)
+        await self.raise_(conn, topic, text)
+
+    async def drop_told(self, conn: Connection, topic: str) -> None:
+        """Forget what was only news, once it was told."""
+        await conn.execute("DELETE FROM alarm WHERE topic = $1 AND told_at IS NOT NULL", topic)
+
     async def clear(self, conn: Connection, topic: str) -> None:
         """It is over. What was never told needs no word."""
         await conn.execute("DELETE FROM alarm WHERE topic = $1 AND told_at IS NULL", topic)
@@ -38,10 +56,26 @@ class Alarms:
             f"UPDATE alarm SET cleared_at = {self._db.now} WHERE topic = $1 AND cleared_at IS NULL", topic
         )
 
+    async def up(self, prefix: str) -> list[str]:
+        """What follows ``prefix`` in the topics of alarms that are up."""
+        rows = await self._db.fetch(
+            "SELECT topic FROM alarm WHERE SUBSTR(topic, 1, $2) = $1 AND cleared_at IS NULL", prefix, len(prefix)
+        )
+        return [str(row["topic"])[len(prefix) :] for row in rows]
+
     async def all(self) -> list[Alarm]:
         """Every alarm that is up, or whose end was not told yet; oldest first."""
-        rows = await self._db.fetch(f"SELECT *, {self._db.now} - since AS age FROM alarm ORDER BY since, topic")
+        now = self._db.now
+        rows = await self._db.fetch(
+            f"SELECT *, {now} - since AS age, COALESCE({now} - cleared_at, 0) AS cleared_for FROM alarm "
+            "ORDER BY since, topic"
+        )
         return [_alarm(row) for row in rows]
+
+    async def stands(self, conn: Connection, alarm: Alarm) -> bool:
+        """Whether it is still as it was read: not over, up again or another one meanwhile."""
+        row = await conn.fetchrow("SELECT since, cleared_at FROM alarm WHERE topic = $1", alarm.topic)
+        return row is not None and (row["cleared_at"] is not None) == alarm.cleared and row["since"] == alarm.since
 
     async def note_told(self, conn: Connection, topic: str) -> None:
         """It was told that it is so."""
@@ -54,5 +88,11 @@ class Alarms:
 
 def _alarm(row: Row) -> Alarm:
     return Alarm(
-        row["topic"], row["text"], float(row["age"]), row["told_at"] is not None, row["cleared_at"] is not None
+        row["topic"],
+        row["text"],
+        float(row["age"]),
+        row["told_at"] is not None,
+        row["cleared_at"] is not None,
+        float(row["since"]),
+        float(row["cleared_for"]),
     )

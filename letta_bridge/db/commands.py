@@ -59,6 +59,25 @@ class Commands:
             row["attempts"],
         )
 
+    async def recent_by(self, sender: MXID, seconds: float, reader: Reader | None = None) -> int:
+        """How many commands of ``sender`` were taken in in the last ``seconds``."""
+        return int(
+            await (reader or self._db).fetchval(
+                "SELECT COUNT(*) FROM command WHERE sender = $1 "
+                f"AND created_at BETWEEN {self._db.now} - $2 AND {self._db.now}",
+                sender,
+                seconds,
+            )
+        )
+
+    async def prune(self, age: float) -> None:
+        """Forget commands that were answered more than ``age`` seconds ago."""
+        await self._db.write(
+            lambda conn: conn.execute(
+                f"DELETE FROM command WHERE state = 'done' AND created_at < {self._db.now} - $1", age
+            )
+        )
+
     async def failed(self, conn: Connection, seq: int) -> None:
         """One more try that broke."""
         await conn.execute("UPDATE command SET attempts = attempts + 1 WHERE seq = $1", seq)
@@ -66,6 +85,21 @@ class Commands:
     async def finish(self, conn: Connection, seq: int) -> None:
         """It was answered; its text is not needed any more."""
         await conn.execute("UPDATE command SET state = 'done', text = '' WHERE seq = $1", seq)
+
+    async def withdraw(self, conn: Connection, room_id: RoomID, event_id: EventID, author: MXID | None) -> int:
+        """A redaction: take the command away if it still waits; how many that were. ``author``: only if theirs."""
+        rows = await conn.fetch(
+            "UPDATE command SET state = 'done', text = '' WHERE event_id = $1 AND room_id = $2 AND state = 'open' "
+            "AND ($3 = '' OR sender = $3) RETURNING seq",
+            event_id,
+            room_id,
+            author or "",
+        )
+        return len(rows)
+
+    async def is_open(self, conn: Connection, seq: int) -> bool:
+        """Whether it still waits to be answered."""
+        return bool(await conn.fetchval("SELECT 1 FROM command WHERE seq = $1 AND state = 'open'", seq))
 
     async def open_lanes(self) -> list[str]:
         """Lanes of rooms with commands that wait."""

@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _PG_TRIES = 4
-_MIGRATION_LOCK = 0x6C627264
+MIGRATION_LOCK = 0x6C627264
+"""PostgreSQL's advisory lock of whoever changes the schema."""
 # one round trip; a server or role that does not wait for its disk must not lose what the homeserver was promised, and a
 # replica that freezes or is cut off within a transaction must not keep its locks from the others
 _BEGIN_POSTGRES = (
@@ -166,7 +167,7 @@ class Database:
         """Connect and migrate; replicas that start together migrate one after the other."""
         guard = await asyncpg.connect(self.url, timeout=20)
         try:
-            await guard.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
+            await guard.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
             await self._db.start()
             await _warn_of_unsynced(guard)
         finally:

@@ -44,12 +44,12 @@ async def depths(db: Database) -> Depths:
         )
     )
     dead = {name: (await _waiting(db, name, "0", "state = 'dead'"))[0] for name in ("inbox", "outbox")}
-    agents = dict.fromkeys(("new", "active", "missing"), 0)
+    agents = dict.fromkeys(("new", "active", "missing", "archived"), 0)
     failing = 0
     query = "SELECT state, COUNT(*) AS n, SUM(CASE WHEN error <> '' THEN 1 ELSE 0 END) AS failing FROM agent GROUP BY 1"
     for row in await db.fetch(query):
         agents[row["state"]] = int(row["n"])
-        failing += int(row["failing"]) if row["state"] != "missing" else 0
+        failing += int(row["failing"]) if row["state"] in ("new", "active") else 0
     return Depths(inbox_open, inbox_age, turns, turn_age, outbox_pending, outbox_age, dead, agents, failing)
 
 

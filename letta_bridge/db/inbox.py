@@ -10,6 +10,7 @@ from typing import Any
 from .. import faults
 from ..ids import MXID, EventID, RoomID
 from .database import LONGEST_WAIT, Connection, Database, Reader, clean, due_in
+from .restored import NOTE
 
 _LONGEST_ID = 1024
 """Bytes: 255 characters of four. PostgreSQL refuses more than 2704 in an index, and a refused batch comes for ever."""
@@ -38,6 +39,8 @@ class StoredEvent:
     type: str
     event: dict[str, Any]
     attempts: int
+    doubtful: bool = False
+    """A bridge whose database is lost may have dealt with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,7 @@ class Inbox:
     async def waiting(self, room_id: RoomID, most: int, reader: Reader | None = None) -> list[StoredEvent]:
         """The oldest events of the room that wait to be dispatched and are not set aside, in order."""
         rows = await (reader or self._db).fetch(
-            "SELECT seq, event_id, room_id, sender, type, body, attempts FROM inbox "
+            "SELECT seq, event_id, room_id, sender, type, body, attempts, decision FROM inbox "
             f"WHERE room_id = $1 AND state = 'new' AND NOT (not_before > {self._db.now} "
             f"AND not_before <= {self._db.now} + {LONGEST_WAIT}) "  # farther ahead: see due_in
             "ORDER BY room_id, (COALESCE(before_seq, seq)), (before_seq IS NULL), seq LIMIT $2",
@@ -189,6 +192,7 @@ class Inbox:
                 row["type"],
                 _parsed(row["body"]),
                 row["attempts"],
+                row["decision"] == NOTE,
             )
             for row in rows
         ]
@@ -250,6 +254,11 @@ class Inbox:
         """A stored event's JSON, while its body is kept."""
         body = await self._db.fetchval("SELECT body FROM inbox WHERE event_id = $1", event_id)
         return _parsed(body) or None
+
+    async def age_of(self, event_id: str) -> float | None:
+        """Seconds since an event came in; None when it is not known."""
+        age = await self._db.fetchval(f"SELECT {self._db.now} - received_at FROM inbox WHERE event_id = $1", event_id)
+        return None if age is None else float(age)
 
     async def open_lanes(self) -> list[str]:
         """Room lanes with undispatched events."""

@@ -35,6 +35,15 @@ class Told:
         )
         return [str(row["topic"])[len(clean(prefix)) :] for row in rows]
 
+    async def forget_old(self, conn: Connection, prefix: str, seconds: float) -> None:
+        """Forget every topic that starts with ``prefix`` and was told more than ``seconds`` ago."""
+        await conn.execute(
+            f"DELETE FROM told WHERE SUBSTR(topic, 1, $2) = $1 AND at < {self._db.now} - $3",
+            clean(prefix),
+            len(clean(prefix)),
+            float(seconds),
+        )
+
     async def was_told(self, topic: str, within: float | None = None) -> bool:
         """Whether ``topic`` was told (in the last ``within`` seconds, if given)."""
         seconds = -1.0 if within is None else float(within)

@@ -41,6 +41,10 @@ class PastRooms:
             replaced_by,
         )
 
+    async def ids(self) -> set[RoomID]:
+        """Every room that was a portal once."""
+        return {RoomID(row["room_id"]) for row in await self._db.fetch("SELECT room_id FROM past_room")}
+
     async def of(self, agent_id: AgentID, reader: Reader | None = None) -> list[PastRoom]:
         """The former rooms of an agent, newest first."""
         rows = await (reader or self._db).fetch(

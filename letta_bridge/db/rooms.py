@@ -1,5 +1,6 @@
 """What rooms look like, as far as the homeserver told us: the ``room``, ``member`` and ``invitation`` tables."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,28 @@ class RoomInfo:
     def joined(self) -> tuple[Member, ...]:
         """Those who are in."""
         return tuple(member for member in self.members if member.membership == "join")
+
+
+async def doubt(conn: Connection, room_id: RoomID) -> bool:
+    """Within a transaction: have the mirror look at the room, if it is a portal or the space; whether it is.
+
+    ``look`` counts: who has looked takes back no more than it had seen, so that what happens meanwhile is not lost.
+    """
+    row = await conn.fetchrow(
+        "UPDATE room SET look = look + 1 WHERE room_id = $1 AND (EXISTS (SELECT 1 FROM agent WHERE portal_room = $1) "
+        "OR EXISTS (SELECT 1 FROM setting WHERE name = 'space' AND value = $1)) RETURNING room_id",
+        room_id,
+    )
+    return row is not None
+
+
+async def doubt_all(conn: Connection) -> None:
+    """Within a transaction: have the mirror look at every portal and the space."""
+    await conn.execute(
+        "UPDATE room SET look = look + 1 "
+        "WHERE room_id IN (SELECT portal_room FROM agent WHERE portal_room IS NOT NULL) "
+        "OR room_id IN (SELECT value FROM setting WHERE name = 'space')"
+    )
 
 
 class Rooms:
@@ -115,12 +138,31 @@ class Rooms:
         """Rooms whose timeline is to be read back."""
         return [RoomID(row["room_id"]) for row in await self._db.fetch("SELECT room_id FROM room WHERE gap = 1")]
 
+    async def to_look_at(self) -> dict[RoomID, int]:
+        """Rooms that the mirror is to look at, each with its count of reasons."""
+        rows = await self._db.fetch("SELECT room_id, look FROM room WHERE look <> 0")
+        return {RoomID(row["room_id"]): int(row["look"]) for row in rows}
+
+    async def looked_at(self, conn: Connection, room_id: RoomID, reasons: int) -> None:
+        """It was looked at, for as many reasons."""
+        await conn.execute("UPDATE room SET look = 0 WHERE room_id = $1 AND look <= $2", room_id, reasons)
+
     async def membership(self, room_id: RoomID, user: MXID) -> str | None:
         """What is known of one user in one room."""
         value = await self._db.fetchval(
             "SELECT membership FROM member WHERE room_id = $1 AND user_id = $2", room_id, user
         )
         return None if value is None else str(value)
+
+    async def departures(self, room_id: RoomID) -> list[dict[str, Any]]:
+        """The newest membership events of a room that were pushed, newest first, as far as they are still kept."""
+        rows = await self._db.fetch(
+            "SELECT body FROM inbox WHERE room_id = $1 AND type = 'm.room.member' AND body <> '' "
+            "ORDER BY seq DESC LIMIT 1000",
+            room_id,
+        )
+        events = [json.loads(row["body"]) for row in rows]
+        return [event for event in events if isinstance(event, dict)]
 
     async def set_membership(self, conn: Connection, room_id: RoomID, user: MXID, membership: str) -> None:
         """Note what a call of ours has just made true."""
@@ -130,6 +172,15 @@ class Rooms:
             room_id,
             user,
             membership,
+        )
+
+    async def heard_of(self, room_id: RoomID) -> bool:
+        """Whether anything is known of the room."""
+        return bool(
+            await self._db.fetchval(
+                "SELECT 1 FROM room WHERE room_id = $1 UNION ALL SELECT 1 FROM member WHERE room_id = $1 LIMIT 1",
+                room_id,
+            )
         )
 
     async def rooms_of(self, user: MXID) -> list[RoomID]:

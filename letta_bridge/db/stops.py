@@ -58,6 +58,37 @@ class Stops:
                 running.append(TurnID(row["turn_id"]))
         return queued, running
 
+    async def everything(
+        self, conn: Connection, agent_id: AgentID, by: str
+    ) -> tuple[list[tuple[RoomID, str, int]], list[TurnID]]:
+        """Stop all that an agent has to do: (room, thread and number of messages of each turn that was withdrawn from
+        the queue, turns that were told to stop).
+        """
+        rows = await conn.fetch(
+            "SELECT turn_id, room_id, thread_root, state, stop_by FROM turn WHERE lane = $1 "
+            f"AND state IN {OPEN} ORDER BY turn_id {self._db.for_update}",
+            agent_lane(agent_id),
+        )
+        queued: list[tuple[RoomID, str, int]] = []
+        running: list[TurnID] = []
+        for row in rows:
+            if row["state"] == "queued":
+                count = await conn.fetchval(
+                    "SELECT COUNT(*) FROM turn_event WHERE turn_id = $1 AND withdrawn = 0", row["turn_id"]
+                )
+                await self._turns.close(conn, row["turn_id"], "cancelled", f"stopped by {by}")
+                queued.append((RoomID(row["room_id"]), row["thread_root"], int(count)))
+            else:
+                if not row["stop_by"]:
+                    await conn.execute("UPDATE turn SET stop_by = $2 WHERE turn_id = $1", row["turn_id"], by)
+                running.append(TurnID(row["turn_id"]))
+        return queued, running
+
+    async def has_open(self, agent_id: AgentID) -> bool:
+        """Whether the agent has anything to do."""
+        lane = agent_lane(agent_id)
+        return bool(await self._db.fetchval(f"SELECT 1 FROM turn WHERE lane = $1 AND state IN {OPEN} LIMIT 1", lane))
+
     async def busy_elsewhere(self, conn: Connection, agent_id: AgentID, room_id: RoomID) -> bool:
         """Whether the agent works on a turn of another room: its lane comes to this room's affairs only later."""
         return bool(

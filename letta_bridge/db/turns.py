@@ -1,11 +1,12 @@
 """What agents have to do: the ``turn`` and ``turn_event`` tables."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ids import MXID, AgentID, ConversationID, EventID, Otid, RoomID, RunID, TurnID
 from ..letta.errors import Kind
 from .database import LONGEST_WAIT, Connection, Database, Reader, Row, clean, due_in
+from .restored import GENERATION, is_doubtful
 
 OPEN = "('queued', 'running')"
 """SQLite uses the index of open turns only where a statement says just this, whatever else it says of the state."""
@@ -20,7 +21,7 @@ def agent_lane(agent_id: AgentID) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TurnRow:
-    """A turn as stored. Empty strings stand for "none"."""
+    """A turn as stored. Empty strings stand for "none". ``paused``: it waits until its agent or room is resumed."""
 
     turn_id: TurnID
     agent_id: AgentID
@@ -39,6 +40,12 @@ class TurnRow:
     stop_by: str
     running_for: float
     age: float
+    paused: bool = False
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a bridge whose database is lost may have handed it over: it is looked up first."""
+        return is_doubtful(self.attempt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,8 @@ class NewMessage:
     reply_to: str
     mention: bool
     text: str
+    attempt: int = 0
+    """Other than 0: the attempt of a turn that is to be looked up before it is handed over, and alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +114,18 @@ class Turns:
         lane = agent_lane(new.agent_id)
         turn_id = await conn.fetchval(
             "SELECT turn_id FROM turn WHERE lane = $1 AND room_id = $2 AND thread_root = $3 "
-            f"AND state IN {OPEN} AND state = 'queued' AND stop_by = '' "
+            f"AND state IN {OPEN} AND state = 'queued' AND stop_by = '' AND attempt < {GENERATION} "
             f"ORDER BY turn_id DESC LIMIT 1 {self._db.for_update}",
             lane,
             new.room_id,
             new.thread_root,
         )
+        if new.attempt:  # what became of others of its turn does not say what became of it
+            turn_id = None
         if turn_id is None:
             turn_id = await conn.fetchval(
-                "INSERT INTO turn (lane, agent_id, room_id, source, thread_root, reply_to, mention, state, "
-                f"created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, 'queued', {self._db.now}) RETURNING turn_id",
+                "INSERT INTO turn (lane, agent_id, room_id, source, thread_root, reply_to, mention, attempt, state, "
+                f"created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'queued', {self._db.now}) RETURNING turn_id",
                 lane,
                 new.agent_id,
                 new.room_id,
@@ -122,6 +133,7 @@ class Turns:
                 new.thread_root,
                 new.reply_to,
                 int(new.mention),
+                new.attempt,
             )
         else:  # the answer goes to the last message of the batch
             await conn.execute(
@@ -222,17 +234,20 @@ class Turns:
     async def head(self, lane: str, reader: Reader | None = None) -> TurnRow | None:
         """The turn whose turn it is: the one that is running, else the oldest that waits.
 
-        A turn that waits for an approval lets those of other rooms (other conversations) pass, not those of its own.
+        A turn that waits for an approval lets those of other rooms (other conversations) pass, not those of its own;
+        so does one whose room is paused. What is running is never held up by a pause.
         """
+        paused = f"state = 'queued' AND {_paused('t')}"
         blocked = f"b.state = 'queued' AND b.wait_reason = '{Kind.APPROVAL.value}' AND b.not_before > {self._db.now}"
         row = await (reader or self._db).fetchrow(
-            f"SELECT {self._columns} FROM turn t WHERE lane = $1 AND state IN {OPEN} "
-            "ORDER BY CASE WHEN state = 'running' THEN 0 ELSE 1 END, CASE WHEN EXISTS (SELECT 1 FROM turn b "
+            f"SELECT {self._columns}, CASE WHEN {paused} THEN 1 ELSE 0 END AS paused "
+            f"FROM turn t WHERE lane = $1 AND state IN {OPEN} "
+            "ORDER BY CASE WHEN state = 'running' THEN 0 ELSE 1 END, paused, CASE WHEN EXISTS (SELECT 1 FROM turn b "
             f"WHERE b.lane = $1 AND b.room_id = t.room_id AND b.turn_id <= t.turn_id AND {blocked}) "
             "THEN 1 ELSE 0 END, turn_id LIMIT 1",
             lane,
         )
-        return None if row is None else _turn(row)
+        return None if row is None else replace(_turn(row), paused=bool(row["paused"]))
 
     async def get(self, turn_id: TurnID) -> TurnRow | None:
         """One turn."""
@@ -260,12 +275,13 @@ class Turns:
         self, conn: Connection, turn_id: TurnID, conversation_id: ConversationID, otid_of: OtidMaker
     ) -> Begun | None:
         """``queued → running`` with a new attempt's otids stored before the call; None if it is not queued any more,
-        or somebody said stop.
+        or somebody said stop, or its agent or room was paused.
         """
         row = await conn.fetchrow(
             "UPDATE turn SET state = 'running', attempt = attempt + 1, conversation_id = $2, run_id = '', "
             f"accepted_at = NULL, submitted_at = {self._db.now} "
-            f"WHERE turn_id = $1 AND state = 'queued' AND stop_by = '' RETURNING {self._columns}",
+            f"WHERE turn_id = $1 AND state = 'queued' AND stop_by = '' AND NOT {_paused('turn')} "
+            f"RETURNING {self._columns}",
             turn_id,
             conversation_id,
         )
@@ -287,6 +303,32 @@ class Turns:
             [(turn_id, message.event_id, message.otid) for message in messages],
         )
         return Begun(turn, messages)
+
+    async def look_up(self, conn: Connection, turn_id: TurnID, conversation_id: ConversationID) -> TurnRow | None:
+        """``queued → running`` of a doubtful turn, in order to find out about it; None if it is not queued any more."""
+        row = await conn.fetchrow(
+            f"UPDATE turn SET state = 'running', conversation_id = $2, submitted_at = {self._db.now} "
+            f"WHERE turn_id = $1 AND state = 'queued' RETURNING {self._columns}",
+            turn_id,
+            conversation_id,
+        )
+        return None if row is None else _turn(row)
+
+    async def no_doubt(self, conn: Connection, turn_id: TurnID, run_id: RunID | None) -> None:
+        """A doubtful turn was found (with its run), or proved never to have been handed over (None)."""
+        await conn.execute(
+            "UPDATE turn SET attempt = attempt + 1, run_id = $2 WHERE turn_id = $1 AND state = 'running'",
+            turn_id,
+            run_id or "",
+        )
+
+    async def others_run(self, turn_id: TurnID, agent_id: AgentID, run_id: RunID) -> bool:
+        """Whether another turn of the agent is this run already."""
+        return bool(
+            await self._db.fetchval(
+                "SELECT 1 FROM turn WHERE agent_id = $1 AND run_id = $2 AND turn_id <> $3", agent_id, run_id, turn_id
+            )
+        )
 
     async def accepted(self, conn: Connection, turn_id: TurnID, run_id: RunID) -> TurnRow | None:
         """Letta named the run; the turn as it is then, None if it is not running any more."""
@@ -390,6 +432,23 @@ class Turns:
         )
         return row is not None
 
+    async def paused_rooms(self, lane: str) -> set[str]:
+        """Rooms whose turns in the lane wait because the agent, the room or everything is paused."""
+        rows = await self._db.fetch(
+            f"SELECT DISTINCT room_id FROM turn WHERE lane = $1 AND state IN {OPEN} AND state = 'queued' "
+            f"AND {_paused('turn')}",
+            lane,
+        )
+        return {row["room_id"] for row in rows}
+
+    async def waiting_lanes(self, conn: Connection, room_id: RoomID | None = None) -> list[str]:
+        """Agent lanes with turns that wait, or only those that wait in one room."""
+        rows = await conn.fetch(
+            f"SELECT DISTINCT lane FROM turn WHERE state IN {OPEN} AND state = 'queued' AND ($1 = '' OR room_id = $1)",
+            room_id or "",
+        )
+        return [str(row["lane"]) for row in rows]
+
     async def open_lanes(self) -> list[str]:
         """Agent lanes with open turns or stops."""
         rows = await self._db.fetch(
@@ -445,6 +504,12 @@ class Turns:
             f"SELECT turn_id FROM turn WHERE state IN {OPEN} AND state = 'running' AND stop_by <> ''"
         )
         return [TurnID(row["turn_id"]) for row in rows]
+
+
+def _paused(turn: str) -> str:
+    """Whether a row of ``turn`` is covered by a pause; three look-ups by key in a table that is mostly empty."""
+    subjects = f"('all', 'agent:' || {turn}.agent_id, 'room:' || {turn}.room_id)"
+    return f"EXISTS (SELECT 1 FROM pause WHERE subject IN {subjects})"
 
 
 def _turn(row: Row) -> TurnRow:

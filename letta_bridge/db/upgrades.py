@@ -103,6 +103,7 @@ _NEW = (
         created_at  DOUBLE PRECISION NOT NULL
     )""",
     "CREATE INDEX command_open ON command (room_id, seq) WHERE state = 'open'",
+    "CREATE INDEX command_sender ON command (sender, created_at)",
     # Who was stopped for the time being: 'agent:<id>', 'room:<id>' or 'all'.
     """CREATE TABLE pause (
         subject TEXT PRIMARY KEY,

@@ -4,10 +4,13 @@ import time
 from dataclasses import dataclass, field
 
 from ..db.agents import Agents
+from ..db.commands import Commands
 from ..db.database import Database
 from ..db.inbox import Inbox
+from ..db.management import ManagementRooms
 from ..db.memory import Conversations, Settings, Told
 from ..db.outbox import Outbox
+from ..db.restored import Restored
 from ..db.rooms import Rooms
 from ..db.stops import Stops
 from ..db.turns import Turns
@@ -111,6 +114,9 @@ class RoomContext:
     stops: Stops
     rooms: Rooms
     told: Told
+    restored: Restored
+    commands: Commands
+    management: ManagementRooms
     lanes: Lanes
     sight: Sight = BLIND
 
@@ -131,6 +137,7 @@ class TurnContext:
     presence: Presence
     troubles: Troubles
     notes: Settings
+    restored: Restored
     settings: TurnSettings
     sight: Sight = BLIND
     outage: Outage = field(default_factory=Outage)

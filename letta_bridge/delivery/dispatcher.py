@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .. import errors, faults
-from ..commands.bot import BotCommands
+from ..commands.lane import command_lane
+from ..commands.parse import begins
 from ..db.agents import AgentRow
+from ..db.commands import CommandRow
 from ..db.database import DATABASE_ERRORS, Connection
 from ..db.inbox import StoredEvent
+from ..db.rooms import doubt
 from ..db.stops import StopRequest
 from ..db.turns import NewMessage
 from ..ids import MXID, AgentID, EventID, RoomID, TurnID
@@ -17,7 +20,10 @@ from ..lanes import Fence, FencedError
 from ..letta.errors import LettaError
 from ..matrix import envelope
 from ..matrix.homeserver import HomeserverError
+from ..mirror.damage import may_damage
+from ..mirror.directory import LANE as MIRROR_LANE
 from ..routing.dispatch import Action, Decision, EventView, Notice, PuppetInRoom, decide
+from ..routing.permissions import Grant, Level
 from .context import RoomContext
 from .entry import NotReadError, RoomEntry
 from .outgoing import ReplyTarget, Voice, notice
@@ -42,7 +48,8 @@ class _Decided:
     seen: EventView
     decision: Decision
     messages: Sequence[NewMessage]
-    answer: str
+    management: bool
+    """Said where commands are what the room is for."""
     to_stop: list[TurnID] = field(default_factory=list)
 
     @property
@@ -52,7 +59,7 @@ class _Decided:
     @property
     def speaks(self) -> bool:
         """Whether something may wait in the room's outbox because of it."""
-        return bool(self.answer or self.decision.notice) or self.decision.action in (Action.EDIT, Action.STOP)
+        return bool(self.decision.notice) or self.decision.action in (Action.EDIT, Action.STOP)
 
 
 class Dispatcher:
@@ -61,15 +68,13 @@ class Dispatcher:
     Args:
         context: the parts that it touches.
         entry: takes invitations and closes gaps.
-        commands: what the bot answers.
         messages_per_minute: of one person to agents.
     """
 
-    def __init__(self, context: RoomContext, entry: RoomEntry, commands: BotCommands, messages_per_minute: int) -> None:
+    def __init__(self, context: RoomContext, entry: RoomEntry, messages_per_minute: int) -> None:
         self._c = context
         self._scenes = Scenes(context)
         self._entry = entry
-        self._commands = commands
         self._per_minute = messages_per_minute
         self._waits: dict[RoomID, int] = {}
 
@@ -219,58 +224,95 @@ class Dispatcher:
         about = event.event.get("state_key")
         ours = event.type == "m.room.member" and isinstance(about, str) and self._c.directory.is_ours(MXID(about))
         newly_encrypted = event.type == "m.room.encryption" and not (await self._c.rooms.info(event.room_id)).encrypted
-        puppets = await self._c.agents.in_room(event.room_id) if newly_encrypted else []
+        said = await self._about_encryption(event.room_id) if newly_encrypted else None
         state, reason = "dispatched", "room state"
         if ours:
             state, reason = await self._entry.member_event(fence, event)
 
-        async def work(conn: Connection) -> None:
+        async def work(conn: Connection) -> bool:
             if not ours:
                 await self._c.rooms.apply(conn, event.room_id, event.event)
-            if puppets:
-                puppet = _puppet(puppets[0])
-                await self._say(conn, event, "", Notice(errors.ENCRYPTED, "encrypted", puppet))
+            if said is not None:
+                await self._say(conn, event, "", said)
             await self._c.inbox.settle(conn, event.seq, state, reason)
+            return await self._doubt(conn, [event])
 
-        await self._c.lanes.write(fence, work)
+        if await self._c.lanes.write(fence, work):
+            self._c.lanes.wake(MIRROR_LANE)
         self._c.sight.decided("state")
-        if puppets:
+        if said is not None:
             self._c.lanes.wake(f"send:{event.room_id}")
+
+    async def _about_encryption(self, room_id: RoomID) -> Notice | None:
+        """What whoever of ours is in a room says when it becomes encrypted."""
+        if puppets := await self._c.agents.in_room(room_id):
+            return Notice(errors.ENCRYPTED, "encrypted", _puppet(puppets[0]))
+        if await self._c.rooms.membership(room_id, self._c.homeserver.bot_mxid) == "join":
+            return Notice(errors.ENCRYPTED_BOT, "encrypted")
+        return None
 
     async def _decide(self, event: StoredEvent, scene: Scene) -> _Decided:
         seen: Seen = await self._scenes.seen(event, scene.view)
-        decision = decide(seen.view, scene.view, self._c.permissions.grant(event.sender))
-        if decision.action is Action.ANSWER:
+        whole = self._c.permissions.grant(event.sender)
+        decision = decide(seen.view, scene.view, whole, scene.rights(whole))
+        if event.doubtful and decision.action is Action.COMMAND:  # nobody can tell whether it was carried out
+            said = Notice(errors.RESTORED_COMMAND, "restored-command", again_after=3600.0)
+            decision = Decision(Action.NOTICE, "a command from before the restore", notice=said)
+        if self._counts(decision, whole) and not event.doubtful:
             recent = scene.recent.get(event.sender, 0)
             if recent >= self._per_minute:
                 text = errors.TOO_FAST.format(limit=self._per_minute)
-                slow_down = Notice(text, f"rate:{event.sender}", decision.puppets[0], again_after=60.0)
+                said_by = next(iter(decision.puppets or (() if scene.view.bot_joined else scene.view.puppets)), None)
+                slow_down = Notice(text, f"rate:{event.sender}", said_by, again_after=60.0)
                 decision = Decision(Action.NOTICE, "over the sender's rate", notice=slow_down)
             else:
                 scene.recent[event.sender] = recent + 1
-        command = decision.action is Action.COMMAND
-        answer = await self._commands.answer(event.sender, seen.view.text) if command else ""
-        return _Decided(event, seen.view, decision, messages(event, seen, scene, decision), answer)
+        new = messages(event, seen, scene, decision)
+        if event.doubtful and (facts := self._c.restored.facts):
+            new = [replace(message, attempt=facts.attempt) for message in new]
+        return _Decided(event, seen.view, decision, new, scene.view.private)
+
+    @staticmethod
+    def _counts(decision: Decision, whole: Grant) -> bool:
+        """Whether it counts for the sender's rate: messages, and commands of who is no administrator."""
+        if decision.action is Action.COMMAND:
+            return whole.level < Level.ADMIN
+        return decision.action is Action.ANSWER
 
     # -- what decisions lead to
 
     async def _write(self, fence: Fence, together: Sequence[_Decided]) -> None:
-        async def work(conn: Connection) -> None:
+        async def work(conn: Connection) -> bool:
             for decided in together:
                 await self._apply(conn, decided)
+            return await self._doubt(conn, [decided.event for decided in together])
 
         faults.reach("dispatch.decided")
-        await self._c.lanes.write(fence, work)
+        damaged = await self._c.lanes.write(fence, work)
         faults.reach("dispatch.written")
+        if damaged:
+            self._c.lanes.wake(MIRROR_LANE)
         for decided in together:
             self._c.sight.decided(decided.decision.action.value)
         for agent_id in {puppet.agent_id for decided in together for puppet in decided.decision.puppets}:
             self._c.lanes.wake(f"agent:{agent_id}")
+        if any(decided.decision.action is Action.COMMAND for decided in together):
+            self._c.lanes.wake(command_lane(together[0].event.room_id))
         for decided in together:
             for turn_id in decided.to_stop:
                 self._c.lanes.signal("stop", str(turn_id))
         if any(decided.speaks for decided in together):
             self._c.lanes.wake(f"send:{together[0].event.room_id}")
+
+    async def _doubt(self, conn: Connection, events: Sequence[StoredEvent]) -> bool:
+        """Have the mirror look at a portal or the space of which somebody changed the state; whether it has to."""
+        damaged = False
+        for event in events:
+            if "state_key" in event.event and may_damage(event.event, self._c.directory.is_ours):
+                damaged = await doubt(conn, event.room_id) or damaged
+        if damaged:
+            await self._c.lanes.announce(conn, MIRROR_LANE)
+        return damaged
 
     async def _apply(self, conn: Connection, decided: _Decided) -> None:
         """Write one decision and what it leads to, and settle its event."""
@@ -286,11 +328,8 @@ class Dispatcher:
             reason = f"redaction: {withdrawn} waiting messages withdrawn"
         elif decision.action is Action.STOP:
             decided.to_stop.extend(await self._stop(conn, event, decision, decided.thread))
-        if decided.answer:
-            voice = Voice(self._c.homeserver.bot_mxid, event.room_id)
-            out = notice(voice, decided.answer, ReplyTarget(decided.thread), source=event.event_id, kind="command")
-            await self._c.outbox.add(conn, out)
-            await self._c.lanes.announce(conn, f"send:{event.room_id}")
+        elif decision.action is Action.COMMAND:
+            await self._command(conn, decided)
         if decision.notice:
             await self._say(conn, event, decided.thread, decision.notice)
         state = "dispatched" if decision.action in _ANSWERED else "skipped"
@@ -301,16 +340,31 @@ class Dispatcher:
         asked its user's power; of others only the author is believed.
         """
         trusted = event.sender.partition(":")[2] == self._c.homeserver.domain
-        return await self._c.turns.withdraw(conn, event.room_id, target, None if trusted else event.sender)
+        author = None if trusted else event.sender
+        commands = await self._c.commands.withdraw(conn, event.room_id, target, author)
+        return commands + await self._c.turns.withdraw(conn, event.room_id, target, author)
+
+    async def _command(self, conn: Connection, decided: _Decided) -> None:
+        event = decided.event
+        row = CommandRow(
+            0, event.event_id, event.room_id, event.sender, decided.thread, decided.seen.text, decided.management, 0
+        )
+        await self._c.commands.add(conn, row)
+        await self._c.lanes.announce(conn, command_lane(event.room_id))
 
     async def _edit(self, conn: Connection, decided: _Decided) -> str:
         event, decision = decided.event, decided.decision
+        if begins(decided.seen.text):  # what is addressed to the bridge goes to no agent
+            taken_back = await self._c.turns.withdraw(conn, event.room_id, EventID(decision.target), event.sender)
+            if taken_back and decision.puppets and not event.doubtful:
+                await self._say(conn, event, decided.thread, Notice(errors.EDITED_TO_COMMAND, "", decision.puppets[0]))
+            return f"edit: a command now, {taken_back} waiting copies withdrawn"
 
         def change(sealed: str) -> str:
             return envelope.seal(replace(envelope.open_(sealed), body=decided.seen.text))
 
         changed, late = await self._c.turns.edit(conn, event.room_id, EventID(decision.target), event.sender, change)
-        if late and not changed and decision.puppets:
+        if late and not changed and decision.puppets and not event.doubtful:
             await self._say(conn, event, decided.thread, Notice(errors.EDIT_TOO_LATE, "edits", decision.puppets[0]))
         return f"edit: {changed} waiting copies changed, {late} read already"
 
@@ -351,7 +405,10 @@ class Dispatcher:
             return stop
         if not await self._c.stops.busy_elsewhere(conn, stop.agent_id, stop.room_id):
             return stop
-        voice = Voice(self._c.directory.mxid_of(stop.agent_id), stop.room_id, stop.agent_id)
+        agent = await self._c.agents.get(stop.agent_id, conn)
+        if agent is None:
+            return stop
+        voice = Voice(agent.mxid, stop.room_id, stop.agent_id)
         target = ReplyTarget(stop.thread_root, stop.event_id if stop.thread_root else "")
         source = f"{stop.event_id}|{stop.agent_id}"
         text = errors.stopped(run=False, withdrawn=True)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import errors
+from ..db.access import AccessTable
 from ..db.agents import AgentRow
 from ..db.database import Connection
 from ..db.inbox import Arrival, StoredEvent
@@ -12,9 +13,11 @@ from ..ids import MXID, RoomID
 from ..lanes import Fence
 from ..matrix.catchup import read_back
 from ..matrix.homeserver import HomeserverError, Intent
+from ..routing import rights
 from ..routing.permissions import Grant, Level
 from .context import RoomContext
 from .outgoing import ReplyTarget, Voice, notice, text_content
+from .restored import RestoredRooms
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ class RoomEntry:
     def __init__(self, context: RoomContext, catchup_limit: int) -> None:
         self._c = context
         self._limit = catchup_limit
+        self._restored = RestoredRooms(context, catchup_limit, self.learn)
 
     async def member_event(self, fence: Fence, event: StoredEvent) -> tuple[str, str]:
         """Take in a membership event about one of our users: (inbox state, reason).
@@ -86,9 +90,10 @@ class RoomEntry:
     async def _invited(self, fence: Fence, event: StoredEvent, mxid: MXID, inside: bool) -> tuple[str, str]:
         if self._c.directory.is_ours(event.sender):
             return "dispatched", "invited by the bridge itself"
-        grant = self._c.permissions.grant(event.sender)
+        agent = await self._c.agents.by_mxid(mxid)
+        grant = await self._may_bring(event, agent)
         if grant.level < Level.USER:
-            if mxid == self._c.homeserver.bot_mxid or await self._c.agents.by_mxid(mxid) is not None:
+            if mxid == self._c.homeserver.bot_mxid or agent is not None:
                 await self._turn_away(event, mxid, grant)
             # else: strangers cannot make us create users by inviting made-up names
             return "dispatched", f"invitation refused: {grant}"
@@ -114,6 +119,14 @@ class RoomEntry:
             raise
         return "dispatched", "joined"
 
+    async def _may_bring(self, invite: StoredEvent, agent: AgentRow | None) -> Grant:
+        """What the inviter may do with the agent, or with the bridge when it is the bot or nobody known."""
+        whole = self._c.permissions.grant(invite.sender)
+        if agent is None:
+            return whole
+        given = await AccessTable(self._c.db).in_room(invite.room_id, [agent.agent_id])
+        return rights.bring(whole, given, rights.Owned(agent.agent_id, agent.owner), invite.room_id)
+
     async def _intent(self, mxid: MXID) -> Intent | None:
         if mxid == self._c.homeserver.bot_mxid:
             return self._c.homeserver.bot
@@ -127,6 +140,8 @@ class RoomEntry:
         intent = self._c.homeserver.intent(mxid)
         await intent.register()
         reason = errors.MAY_NOT_INVITE.format(who=grant.mxid)
+        if grant.subject:
+            reason = errors.MAY_NOT_BRING.format(who=grant.mxid, name=mxid)
         local = grant.mxid.endswith(f":{self._c.homeserver.domain}") and grant.ignored_by is None
         topic = f"invite-refused:{grant.mxid}"
         if local and not await self._c.told.was_told(topic, within=_TELL_AGAIN):
@@ -177,6 +192,10 @@ class RoomEntry:
     async def _enter(self, fence: Fence, invite: StoredEvent, mxid: MXID, intent: Intent) -> None:
         """Right after a join: learn the room's state, and read what was said since the invitation."""
         state = await intent.state(invite.room_id)
+        if invite.doubtful:  # we may have been in here since, and answered
+            await self._take_in(fence, invite.room_id, mxid, state, (), invite.seq)
+            await self._restored.read(fence, invite.room_id, after=invite.seq)
+            return
         back = await read_back(intent, self._c.inbox, invite.room_id, invite.event_id, self._limit)
         await self._take_in(fence, invite.room_id, mxid, state, back.arrivals, invite.seq)
 
@@ -202,7 +221,8 @@ class RoomEntry:
     async def _say_encrypted(self, conn: Connection, room_id: RoomID, mxid: MXID) -> None:
         if await self._c.told.first_time(conn, f"{room_id}|encrypted"):
             source = f"encrypted|{room_id}"
-            out = notice(Voice(mxid, room_id), errors.ENCRYPTED, ReplyTarget(), source=source, kind="encrypted")
+            text = errors.ENCRYPTED_BOT if mxid == self._c.homeserver.bot_mxid else errors.ENCRYPTED
+            out = notice(Voice(mxid, room_id), text, ReplyTarget(), source=source, kind="encrypted")
             await self._c.outbox.add(conn, out)
             await self._c.lanes.announce(conn, f"send:{room_id}")
 
@@ -212,6 +232,9 @@ class RoomEntry:
         Raises:
             HomeserverError: not now.
         """
+        if await self._c.restored.flagged(room_id):
+            await self._restored.read(fence, room_id)
+            return
         room = await self._c.rooms.info(room_id)
         arrivals: Sequence[Arrival] = ()
         for member in room.joined:

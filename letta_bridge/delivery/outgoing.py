@@ -125,6 +125,11 @@ def message(
     return Outgoing(name, voice.room_id, voice.sender, "m.room.message", content, edits, voice.turn_id)
 
 
-def notice(voice: Voice, text: str, target: ReplyTarget, *, source: str, kind: str) -> Outgoing:
-    """A notice for the outbox: seen by people, never answered by bots."""
-    return message(voice, text, target, source=source, kind=f"notice:{kind}", msgtype="m.notice")
+def notice(
+    voice: Voice, text: str, target: ReplyTarget, *, source: str, kind: str, answers: Sequence[EventID] = ()
+) -> Outgoing:
+    """A notice for the outbox: seen by people, never answered by bots.
+
+    ``answers``: the messages that are dealt with by it.
+    """
+    return message(voice, text, target, source=source, kind=f"notice:{kind}", answers=answers, msgtype="m.notice")

@@ -131,7 +131,9 @@ class Replies:
 
     def about(self, kind: str, sentence: str) -> Outgoing:
         """A notice about the turn: answers the message concerned, in its thread, and mentions only its sender."""
-        return notice(self._voice, sentence, self._notice_target(), source=self._turn.source, kind=kind)
+        answers = () if kind == "looking" else self._answers
+        target = self._notice_target()
+        return notice(self._voice, sentence, target, source=self._turn.source, kind=kind, answers=answers)
 
     def _notice_target(self) -> ReplyTarget:
         return ReplyTarget(self._target.thread_root, self._turn.reply_to or self.last_event, self._target.mention)

@@ -25,10 +25,11 @@ from ..letta.backend import (
     Unknown,
 )
 from ..letta.errors import Delivery, Kind, LettaError
+from .doubt import HELD, DoubtfulTurn
 from .reader import StreamReader
 from .replies import Replies
 from .speech import Renderer, whole
-from .turnwork import TurnWork, beside
+from .turnwork import beside
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ _ORPHAN = "orphan"
 """Wait reason of a run that we cancel because Letta forgot it: its messages are handed over again."""
 
 
-class TurnRun(TurnWork):
+class TurnRun(DoubtfulTurn):
     """Runs a turn. Every method that comes to an end returns a pause: seconds until the lane is to come back to this
     turn, or None when it can go on with whatever is its head now.
     """
@@ -54,11 +55,15 @@ class TurnRun(TurnWork):
         """``queued``: hand the messages over and follow the run."""
         if self.stop.is_set():
             return await self._close_stopped()
+        if await self._room_unread():
+            return HELD
         try:
             await self._let_cancelled_run_end()
             conversation, memory = await self._conversation()
         except LettaError as error:
             return await self._failed(error)
+        if self._turn.doubtful:
+            return await self.recover() if await self._begin_look(conversation) else None
         # the look at the agent's memory and the commit do not wait for each other
         looking = asyncio.create_task(self._refresh(conversation, memory))
         try:
@@ -96,10 +101,12 @@ class TurnRun(TurnWork):
         return begun
 
     async def _close_untouched(self) -> float | None:
-        """Stopped or withdrawn at the last moment."""
+        """Stopped, withdrawn or paused at the last moment."""
         await self._reread()
         if self.stop.is_set():
             return await self._close_stopped()
+        if self._turn.state == "queued":
+            return None  # paused: its lane meets it again as such
         await self._close("cancelled", "withdrawn")
         return None
 
@@ -158,6 +165,10 @@ class TurnRun(TurnWork):
         turn = self._turn
         extra = {"action": "turn_found", "turn": turn.turn_id, "outcome": type(outcome).__name__}
         log.info("turn looked up", extra=extra)
+        if turn.doubtful:
+            if not await self._past_doubt(outcome, messages):
+                return None
+            turn = self._turn
         match outcome:
             case Finished():
                 self.finished = self.stop.is_set()
@@ -176,6 +187,8 @@ class TurnRun(TurnWork):
                 return await self._unknown(outcome)
 
     async def _find(self, run_id: RunID | None, messages: Sequence[TurnMessage]) -> Outcome:
+        if self._turn.doubtful:
+            return await self._find_doubtful(messages)
         return await self._c.backend.find(
             self._turn.agent_id,
             ConversationID(self._turn.conversation_id),

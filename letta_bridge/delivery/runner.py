@@ -6,6 +6,7 @@ import logging
 
 from ..db.agents import AgentRow
 from ..db.database import DATABASE_ERRORS, Connection, Reader
+from ..db.rebinding import Rebinding
 from ..db.stops import StopRequest
 from ..db.turns import TurnRow, agent_lane
 from ..errors import stopped
@@ -14,11 +15,13 @@ from ..lanes import Fence, FencedError
 from ..letta.errors import Kind, LettaError
 from .context import TurnContext
 from .outgoing import ReplyTarget, Voice, notice
+from .paused import PauseNotices
 from .run import TurnRun
 
 log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE = 30.0
+_PAUSED = 60.0
 _REFUSED_AT = "letta_refused_at"
 _NOTE_AGAIN = 5.0
 
@@ -33,6 +36,7 @@ class Runner:
         self._finished: set[tuple[AgentID, RoomID]] = set()
         self._strikes: dict[TurnID, int] = {}
         self._epochs: dict[str, int] = {}
+        self._pauses = PauseNotices(context)
         context.lanes.on_signal("stop", self._stop_signal)
 
     def _stop_signal(self, text: str) -> None:
@@ -61,6 +65,9 @@ class Runner:
                 # else: the run that it stops is still to be dealt with
             if turn is None:
                 return None
+            if turn.paused:
+                await self._pauses.tell(fence, agent_id)
+                return _PAUSED  # whoever ends the pause wakes the lane; with a timer the sweep lets it rest
             if turn.wait > 0:
                 await self._explain_wait(fence, turn)
                 return turn.wait
@@ -128,6 +135,12 @@ class Runner:
         return None
 
     async def _drop(self, fence: Fence, turn: TurnRow) -> None:
+        """The agent has no row: another one took its place, and what came at that very moment is handed on to it."""
+        rebinding = Rebinding(self._c.db)
+        if turn.state == "queued" and (new := await rebinding.successor(turn.agent_id)) is not None:
+            await self._c.lanes.write(fence, lambda conn: rebinding.move_turns(conn, turn.agent_id, new))
+            self._c.lanes.wake(agent_lane(new))
+            return
         log.error("turn of an unknown agent", extra={"action": "turn_orphan", "turn": turn.turn_id})
         await self._c.lanes.write(
             fence, lambda conn: self._c.turns.close(conn, turn.turn_id, "dead", "the agent is not known any more")

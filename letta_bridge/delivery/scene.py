@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from ..db.access import Access, AccessTable
 from ..db.agents import AgentRow
 from ..db.database import Reader
 from ..db.inbox import StoredEvent
 from ..db.rooms import RoomInfo
 from ..db.turns import NewMessage
-from ..ids import MXID, EventID, RoomID
+from ..ids import MXID, AgentID, EventID, RoomID
 from ..matrix import envelope, incoming
 from ..matrix.homeserver import HomeserverError
+from ..routing import rights
 from ..routing.dispatch import Action, Decision, EventView, PuppetInRoom, RoomView
+from ..routing.permissions import Grant
 from .context import RoomContext
 
 _QUOTE_SECONDS = 5.0
@@ -30,7 +33,8 @@ class Scene:
         view: the same as the decision sees it.
         portal: the agent whose portal the room is.
         events: the oldest that wait, in order.
-        recent: how many messages each of their senders had handed to agents in the last minute.
+        recent: how many messages each of their senders had handed to agents, or commands taken in, in the last minute.
+        given: what was given by command on the room or its agents.
     """
 
     room: RoomInfo
@@ -38,6 +42,12 @@ class Scene:
     portal: AgentRow | None
     events: Sequence[StoredEvent]
     recent: dict[MXID, int]
+    given: Sequence[Access] = ()
+
+    def rights(self, whole: Grant) -> dict[AgentID, Grant]:
+        """What a person may do with agents of the room, where it is something else than with the bridge as a whole."""
+        agents = [rights.Owned(puppet.agent_id, puppet.owner) for puppet in self.view.puppets]
+        return rights.talks(whole, self.given, agents, self.room.room_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +71,40 @@ class Scenes:
         async def work(reader: Reader) -> Scene:
             events = await c.inbox.waiting(room_id, most, reader)
             recent = {
-                sender: await c.turns.recent_by(sender, 60.0, reader)
+                sender: await c.turns.recent_by(sender, 60.0, reader) + await c.commands.recent_by(sender, 60.0, reader)
                 for sender in dict.fromkeys(event.sender for event in events)
                 if not c.directory.is_ours(sender)
             }
             room = await c.rooms.info(room_id, reader)
-            agents = await c.agents.in_room(room_id, reader)
+            agents, ruled = await c.agents.ruled_in_room(room_id, reader)
+            ids = [agent.agent_id for agent in agents]
+            given = await AccessTable(c.db).in_room(room_id, ids, reader) if ruled else []
             portal = await c.agents.by_portal(room_id, reader)
-            return Scene(room, self._view(room, agents), portal, events, recent)
+            management = await c.management.is_one(room_id, reader)
+            return Scene(room, self._view(room, agents, given, management), portal, events, recent, given)
 
         return await c.db.read(work)
 
-    def _view(self, room: RoomInfo, agents: list[AgentRow]) -> RoomView:
+    def _view(self, room: RoomInfo, agents: list[AgentRow], given: Sequence[Access], management: bool) -> RoomView:
         directory, permissions = self._c.directory, self._c.permissions
         people = [
             member
             for member in room.joined
-            if not directory.is_ours(member.mxid) and permissions.grant(member.mxid).ignored_by is None
+            if not directory.is_ours(member.mxid) and rights.counts_as_person(permissions.grant(member.mxid), given)
         ]
+        bot = self._c.homeserver.bot_mxid
+        names = {member.mxid: member.displayname for member in room.joined}
         return RoomView(
             room.room_id,
-            tuple(PuppetInRoom(agent.mxid, agent.agent_id, agent.shown_name or agent.name) for agent in agents),
+            tuple(
+                PuppetInRoom(agent.mxid, agent.agent_id, agent.shown_name or agent.name, agent.owner, agent.state)
+                for agent in agents
+            ),
             tuple(member.mxid for member in people),
             tuple(member.displayname for member in people if member.displayname),
-            any(member.mxid == self._c.homeserver.bot_mxid for member in room.joined),
+            bot in names,
+            management,
+            PuppetInRoom(bot, AgentID(""), names.get(bot, "")),
         )
 
     async def seen(self, event: StoredEvent, room: RoomView) -> Seen:

@@ -7,16 +7,19 @@ remembers the transaction id; what is older than that memory is looked for in th
 import asyncio
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from .. import errors, faults
 from ..db.agents import Agents
 from ..db.database import DATABASE_ERRORS, Connection
 from ..db.outbox import Outbox, OutboxRow, Outgoing
+from ..db.rooms import doubt
 from ..db.turns import Turns
 from ..ids import MXID, EventID, RoomID
 from ..lanes import Fence, Lanes
 from ..matrix.homeserver import Homeserver, HomeserverError, Intent
 from ..mirror.bot import DEVICE_NAME
+from ..mirror.directory import LANE as MIRROR_LANE
 from ..sight import BLIND, Sight
 from .outgoing import CONTENT_KEY, ReplyTarget, Voice, notice
 
@@ -166,7 +169,7 @@ class Sender:
         intent = self._homeserver.intent(row.sender, row.device_id or None)
         faults.reach("send.before")
         try:
-            event_id = await self._found(intent, row) or await intent.send(row.room_id, row.type, content, row.txn_id)
+            event_id = await self._found(intent, row) or await _put(intent, row, content)
         except HomeserverError as error:
             await self._failed(fence, row, intent, error)
             return await self._outbox.head(row.room_id)
@@ -229,7 +232,8 @@ class Sender:
             await self._rejoin(intent, row.room_id)
             delay = 0.0
         else:
-            await self._bury(fence, row, str(error), silent=error.forbidden)
+            in_doubt = error.forbidden or error.not_found
+            await self._bury(fence, row, str(error), silent=error.forbidden, in_doubt=in_doubt)
             return
         self._sight.retried("send")
         await self._lanes.write(fence, lambda conn: self._outbox.postpone(conn, row.seq, delay, str(error)))
@@ -253,23 +257,32 @@ class Sender:
         except HomeserverError as error:
             log.info("not in the room any more", extra={"action": "rejoin", "room": room_id, "why": str(error)})
 
-    async def _bury(self, fence: Fence, row: OutboxRow, why: str, *, silent: bool = False) -> None:
+    async def _bury(
+        self, fence: Fence, row: OutboxRow, why: str, *, silent: bool = False, in_doubt: bool = False
+    ) -> None:
         """Keep it as a dead letter, and say in its place that an answer is missing, unless that cannot be shown either
-        or was said already.
+        or was said already. ``in_doubt``: the room refused it; the mirror is to look whether it is as it should be.
         """
         log.error("event cannot be sent", extra={"action": "dead_letter", "room": row.room_id, "why": why})
         is_answer = row.content.get("msgtype") != "m.notice"
 
-        async def work(conn: Connection) -> bool:
+        async def work(conn: Connection) -> tuple[bool, bool]:
             await self._outbox.bury(conn, row.seq, why)
+            doubted = in_doubt and await doubt(conn, row.room_id)
+            if doubted:
+                await self._lanes.announce(conn, MIRROR_LANE)
             if is_answer and not silent:
                 voice = Voice(row.sender, row.room_id)
                 out = notice(voice, errors.NOT_SHOWN, ReplyTarget(), source=row.txn_id, kind="dead")
                 await self._outbox.add(conn, out)
-            return row.turn_id is not None and await self._turns.close_delivered(conn, row.turn_id)
+            done = row.turn_id is not None and await self._turns.close_delivered(conn, row.turn_id)
+            return done, doubted
 
-        if await self._lanes.write(fence, work) and row.turn_id is not None:
+        done, doubted = await self._lanes.write(fence, work)
+        if done and row.turn_id is not None:
             self._sight.turn_ended(row.turn_id, "done")
+        if doubted:
+            self._lanes.wake(MIRROR_LANE)
         self._sight.buried("outbox")
         self._repaired.discard(row.seq)
         self._resolve(row.txn_id, None)
@@ -278,6 +291,17 @@ class Sender:
         future = self._waiting.get(txn_id)
         if future is not None and not future.done():
             future.set_result(event_id)
+
+
+async def _put(intent: Intent, row: OutboxRow, content: Mapping[str, Any]) -> EventID:
+    """Send it with the time at which it was said, or without where the homeserver does not take that."""
+    if row.stamp is not None:
+        try:
+            return await intent.send(row.room_id, row.type, content, row.txn_id, row.stamp)
+        except HomeserverError as error:
+            if error.passing or error.unknown_device:
+                raise
+    return await intent.send(row.room_id, row.type, content, row.txn_id)
 
 
 def _is_about_the_event(error: HomeserverError) -> bool:

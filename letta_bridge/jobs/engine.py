@@ -1,7 +1,10 @@
 """Runs jobs: one step after the other, each recorded when it is true, with its report kept up to date."""
 
+import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from enum import Enum
 
 from .. import faults
 from ..commands.desk import Desk
@@ -13,15 +16,25 @@ from ..lanes import Fence, FencedError
 from ..letta.errors import Kind, LettaError
 from ..matrix.homeserver import HomeserverError
 from ..mirror.trouble import MirrorError
-from .report import Report
+from .report import FAILED, KEPT, LEFT, Report, final_text
 from .steps import JobError, JobKind, NotYetError, Step, Work
 
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 300.0
-_TRIES = 5
-"""Of a step that breaks in a way nobody thought of."""
+_TRIES = 8
+"""Of a step that breaks in a way nobody thought of, or whose trouble is as likely to stay as to pass."""
+_SLOW = 1.0
+"""Seconds after which people are shown which step is being made."""
+
+
+class _Hope(Enum):
+    """What to expect of another try."""
+
+    LATER = "later"  # somebody is away: wait as long as the job has patience
+    PERHAPS = "perhaps"  # a few more tries
+    NONE = "none"
 
 
 class Engine:
@@ -36,6 +49,8 @@ class Engine:
         self._desk = desk
         self._kinds = {kind.name: kind for kind in kinds}
         self._report = Report(desk)
+        self._tries: dict[tuple[JobID, str], int] = {}
+        """Failed tries of a step that may be hopeless, as far as this process has seen them."""
 
     async def begin(self, conn: Connection, new: NewJob) -> JobID:
         """Within the caller's transaction: write a job down and let a replica begin it. Wake its lane afterwards."""
@@ -48,6 +63,10 @@ class Engine:
         """What people read as its name."""
         kind = self._kinds.get(job.kind)
         return job.kind if kind is None else kind.title(job)
+
+    async def outcome(self, job: JobRow) -> str:
+        """How a job that is over ended, as its report says it."""
+        return await final_text(self._desk, job, self._kinds.get(job.kind), job.state, job.error)
 
     def steps(self, job: JobRow) -> Sequence[Step]:
         """Its steps."""
@@ -78,10 +97,13 @@ class Engine:
         if step is None:
             await self._close(fence, job, kind, "done", "")
             return
-        await self._report.show(fence, job, kind)
+        if not job.done:
+            await self._report.show(fence, job, kind)
         try:
             faults.reach("job.step")
-            result = await step.run(Work(self._desk, job, job.done, fence))
+            self._desk.lanes.check(fence)  # who was frozen may have an heir that has made it meanwhile
+            async with self._shown_when_slow(fence, job, kind):
+                result = await step.run(Work(self._desk, job, job.done, fence))
         except (FencedError, *DATABASE_ERRORS):
             raise
         except Exception as error:  # noqa: BLE001 - reported there
@@ -90,32 +112,59 @@ class Engine:
         faults.reach("job.stepped")
         done = {**job.done, step.name: result}
         await self._desk.lanes.write(fence, lambda conn: self._desk.jobs.save_done(conn, job.job_id, done))
+        self._tries.pop((job.job_id, step.name), None)
         faults.reach("job.recorded")
+
+    @asynccontextmanager
+    async def _shown_when_slow(self, fence: Fence, job: JobRow, kind: JobKind) -> AsyncIterator[None]:
+        """Bring the report up to date if what happens inside takes long enough for somebody to wonder."""
+
+        async def show() -> None:
+            await asyncio.sleep(_SLOW)
+            await self._report.show(fence, job, kind)
+
+        task = asyncio.create_task(show())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)  # a lost lane is seen by the next write too
 
     async def _failed(self, fence: Fence, job: JobRow, kind: JobKind, step: Step, error: Exception) -> None:
         """The boundary of a step: wait, or give up and take back what was done."""
-        waits = _passes(error) and job.age < kind.patience
-        if not _expected(error):
-            log.exception("a step of a job broke", extra=_extra("job_error", job, step))
-            waits = job.attempts + 1 < _TRIES
-        if waits:
-            pause = min(_FIRST_PAUSE * 2.0 ** min(job.attempts, 12), _LONGEST_PAUSE)
+        if self._again(job, step, error) and job.age < kind.patience:
+            await self._postpone(fence, job, _words(error))
             if not job.attempts:
                 log.warning("a job has to wait", extra={**_extra("job_waits", job, step), "why": _words(error)})
-            await self._desk.lanes.write(
-                fence, lambda conn: self._desk.jobs.postpone(conn, job.job_id, pause, _words(error))
-            )
-            if job.attempts:  # trouble that is over at the second try is not worth a word
+            else:  # trouble that is over at the second try is not worth a word
                 await self._report.show(fence, job, kind, _words(error))
             return
         log.warning("a job cannot be finished", extra={**_extra("job_given_up", job, step), "why": _words(error)})
-        done = {**job.done, step.name: None}  # it may be half made: it is taken back too
+        done = {**job.done, step.name: None, FAILED: step.name}  # it may be half made: it is taken back too
 
         async def work(conn: Connection) -> None:
             await self._desk.jobs.save_done(conn, job.job_id, done)
             await self._desk.jobs.undo(conn, job.job_id, _words(error))
 
         await self._desk.lanes.write(fence, work)
+        self._tries.pop((job.job_id, step.name), None)
+
+    def _again(self, job: JobRow, step: Step, error: Exception) -> bool:
+        """Whether to try the step again. What is to be taken back is not given up because a server is ill."""
+        if not _expected(error):
+            log.error("a step of a job broke", exc_info=error, extra=_extra("job_error", job, step))
+        hope = _hope(error)
+        if hope is _Hope.PERHAPS and job.state == "undoing" and isinstance(error, (HomeserverError, LettaError)):
+            hope = _Hope.LATER
+        if hope is not _Hope.PERHAPS:
+            return hope is _Hope.LATER
+        key = (job.job_id, step.name)
+        self._tries[key] = self._tries.get(key, 0) + 1
+        return self._tries[key] < _TRIES
+
+    async def _postpone(self, fence: Fence, job: JobRow, words: str) -> None:
+        pause = min(_FIRST_PAUSE * 2.0 ** min(job.attempts, 12), _LONGEST_PAUSE)
+        await self._desk.lanes.write(fence, lambda conn: self._desk.jobs.postpone(conn, job.job_id, pause, words))
 
     # -- back
 
@@ -125,37 +174,32 @@ class Engine:
         if not left:
             await self._close(fence, job, kind, "failed", job.error)
             return
-        step = left[-1]
-        await self._report.show(fence, job, kind)
+        step, done = left[-1], dict(job.done)
+        if step.stays and done[step.name] is not None:
+            done[KEPT] = [*done.get(KEPT, ()), step.name]
         try:
             faults.reach("job.undo")
-            if step.undo is not None:
-                await step.undo(Work(self._desk, job, job.done, fence))
+            self._desk.lanes.check(fence)
+            async with self._shown_when_slow(fence, job, kind):
+                if step.undo is not None:
+                    await step.undo(Work(self._desk, job, job.done, fence))
         except (FencedError, *DATABASE_ERRORS):
             raise
         except Exception as error:  # noqa: BLE001 - reported there
-            if await self._waits_to_undo(fence, job, step, error):
+            if self._again(job, step, error) and job.age < 2 * kind.patience:
+                await self._postpone(fence, job, job.error)
                 return
-        done = {name: result for name, result in job.done.items() if name != step.name}
+            log.error(
+                "a step of a job could not be taken back",
+                extra={**_extra("job_not_undone", job, step), "why": _words(error)},
+            )
+            done[LEFT] = [*done.get(LEFT, ()), step.name]
+        del done[step.name]
 
         await self._desk.lanes.write(
             fence, lambda conn: self._desk.jobs.save_done(conn, job.job_id, done, error=job.error)
         )
-
-    async def _waits_to_undo(self, fence: Fence, job: JobRow, step: Step, error: Exception) -> bool:
-        """The boundary of taking back: what can never be taken back is logged and left."""
-        if _passes(error) or (not _expected(error) and job.attempts + 1 < _TRIES):
-            pause = min(_FIRST_PAUSE * 2.0 ** min(job.attempts, 12), _LONGEST_PAUSE)
-            await self._desk.lanes.write(
-                fence, lambda conn: self._desk.jobs.postpone(conn, job.job_id, pause, job.error)
-            )
-            return True
-        log.error(
-            "a step of a job could not be taken back",
-            extra={**_extra("job_not_undone", job, step), "why": _words(error)},
-            exc_info=not _expected(error),
-        )
-        return False
+        self._tries.pop((job.job_id, step.name), None)
 
     # -- the end
 
@@ -174,12 +218,18 @@ class Engine:
             self._desk.lanes.wake(f"send:{job.room_id}")
 
 
-def _passes(error: Exception) -> bool:
+def _hope(error: Exception) -> _Hope:
+    if isinstance(error, LettaError) and error.kind is not Kind.TIMEOUT:
+        fates = {Fate.WAIT: _Hope.LATER, Fate.RETRY: _Hope.PERHAPS, Fate.GIVE_UP: _Hope.NONE}
+        return fates[TROUBLES[error.kind].fate]
+    if isinstance(error, (LettaError, NotYetError)):
+        return _Hope.LATER
     if isinstance(error, HomeserverError):
-        return error.passing or error.unknown_device
-    if isinstance(error, LettaError):
-        return TROUBLES[error.kind].fate is not Fate.GIVE_UP or error.kind is Kind.TIMEOUT
-    return isinstance(error, NotYetError) or (isinstance(error, MirrorError) and not error.conflict)
+        if error.unknown_device or error.status == 500:  # "internal error" may be about this very thing, for ever
+            return _Hope.PERHAPS
+        return _Hope.LATER if error.passing else _Hope.NONE
+    # of a MirrorError too: a room that is not the one it should be may be half made, by another replica
+    return _Hope.NONE if isinstance(error, JobError) else _Hope.PERHAPS
 
 
 def _expected(error: Exception) -> bool:

@@ -8,6 +8,8 @@ from ..commands.desk import Desk
 from ..db.jobs import JobRow
 from ..lanes import Fence
 
+ANOTHER_LETTA = "another Letta answers than the one whose agents are mirrored; `guard` says more"
+
 
 class JobError(Exception):
     """The step can never succeed; the text tells people why. What was done before is taken back."""
@@ -47,12 +49,14 @@ class Step:
             be remembered (JSON). Raises JobError, NotYetError, HomeserverError, LettaError, MirrorError.
         undo: takes it back when it or a later step cannot be made; ``done[name]`` is None where the step itself failed,
             perhaps half made. None where nothing is to be taken back.
+        stays: nothing takes it back, so it is true also when a later step cannot be made; people are told so.
     """
 
     name: str
     label: str
     run: Callable[[Work], Awaitable[Any]]
     undo: Callable[[Work], Awaitable[None]] | None = None
+    stays: bool = False
 
 
 @dataclass(frozen=True, slots=True)

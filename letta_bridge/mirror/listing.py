@@ -45,12 +45,19 @@ class Listings:
                 raise self._last
             return self._last
 
+    def forget(self) -> None:
+        """The newest listing is not to be used any more: whoever asks next gets another."""
+        self._last = None
+
     def wanted(self, agent: Agent) -> bool:
         """Whether an agent is to be mirrored."""
         return not agent.companion and self._settings.wants(agent.id, agent.name, agent.tags)
 
-    async def find(self, mxid: MXID) -> Agent | None:
-        """The agent whose puppet ``mxid`` is; None when there certainly is none to be mirrored (believed for 30 s).
+    async def find(self, mxid: MXID) -> tuple[Agent, AgentListing] | None:
+        """The agent whose new puppet ``mxid`` would be, and the list that has it; None when there certainly is none to
+        be mirrored (believed for 30 s).
+
+        Not for users that stand in a row: an agent that took the place of another has that one's puppet.
 
         Raises:
             LettaError: it cannot be known now.
@@ -58,10 +65,10 @@ class Listings:
         if self._absent.get(mxid, 0.0) > self._clock():
             return None
         if isinstance(self._last, AgentListing) and (known := self._in(self._last, mxid)) and self.wanted(known):
-            return known
+            return known, self._last
         listing = await self.get()
         if agent := self._in(listing, mxid):
-            return agent if self.wanted(agent) else None
+            return (agent, listing) if self.wanted(agent) else None
         if not listing.complete:
             raise LettaError(Kind.UNREACHABLE, "the list of agents could not be read to its end")
         self._remember_absent(mxid)

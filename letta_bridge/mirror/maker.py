@@ -17,7 +17,7 @@ State = list[dict[str, Any]]
 
 PORTAL_STATE = PREFIX + ".portal"
 SPACE_STATE = PREFIX + ".space"
-_CREATOR_LISTED = frozenset(str(number) for number in range(1, 12))
+CREATOR_LISTED = frozenset(str(number) for number in range(1, 12))
 _OLDEST_DEFAULT = "11"
 _PEOPLE = "people"
 
@@ -76,7 +76,7 @@ class RoomMaker:
     async def power(self, users: Mapping[MXID, int], **levels: Any) -> dict[str, Any]:
         """Power levels in which the bot can do everything: from version 12 on that goes without saying, and saying it
         is an error."""
-        listed = await self.version() in _CREATOR_LISTED
+        listed = await self.version() in CREATOR_LISTED
         bot = {self._homeserver.bot_mxid: 100} if listed else {}
         events = {
             "m.room.name": 50,

@@ -41,8 +41,12 @@ class Names:
     bot: MXID
 
     def localpart(self, agent_id: AgentID) -> str:
-        """The local part of the puppet's user id and of the portal's alias."""
+        """The local part of a new puppet's user id."""
         return self.prefix + puppet_suffix(agent_id)
+
+    def room_localpart(self, mxid: MXID) -> str:
+        """The local part of the alias of a puppet's portal: the user's, also where an agent took another's place."""
+        return mxid[1:].partition(":")[0]
 
     def mxid(self, agent_id: AgentID) -> MXID:
         """The puppet's user id."""
@@ -51,6 +55,14 @@ class Names:
     def alias(self, localpart: str) -> str:
         """The alias with this local part."""
         return f"#{localpart}:{self.domain}"
+
+    def portal_localpart(self, mxid: MXID) -> str:
+        """The local part of a portal's alias: the puppet's, which stays with the room when an agent is re-created."""
+        return mxid[1:].partition(":")[0]
+
+    def portal_alias(self, mxid: MXID) -> str:
+        """The alias of the portal of this puppet."""
+        return self.alias(self.portal_localpart(mxid))
 
     @property
     def space_localpart(self) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from ..db.agents import AgentRow, Agents
+from ..db.past_rooms import PastRooms
 from ..db.rooms import Rooms
 from ..ids import AgentID, RoomID
 from ..matrix.homeserver import Homeserver, HomeserverError
@@ -15,10 +16,11 @@ class Orphans:
     Such a room comes about when a homeserver died between creating a room and giving it its alias.
     """
 
-    def __init__(self, homeserver: Homeserver, agents: Agents, rooms: Rooms) -> None:
+    def __init__(self, homeserver: Homeserver, agents: Agents, rooms: Rooms, past: PastRooms) -> None:
         self._homeserver = homeserver
         self._agents = agents
         self._rooms = rooms
+        self._past = past
         self._seen: set[RoomID] = set()
 
     async def look(self, space: RoomID | None) -> list[tuple[AgentRow, RoomID]]:
@@ -27,7 +29,7 @@ class Orphans:
         if not unseen:
             return []
         rows = {row.agent_id: row for row in await self._agents.all()}
-        portals = {row.portal_room for row in rows.values() if row.portal_room}
+        portals = {row.portal_room for row in rows.values() if row.portal_room} | await self._past.ids()
         self._seen |= unseen & portals
         found: list[tuple[AgentRow, RoomID]] = []
         for room_id in sorted(unseen - portals):
@@ -37,7 +39,9 @@ class Orphans:
         return found
 
     async def _claims(self, room_id: RoomID, rows: Mapping[AgentID, AgentRow]) -> AgentRow | None:
-        """The agent whose portal the room says it is. Looked at again while that is unknown, or about to be adopted."""
+        """The agent whose portal the room says it is. Looked at again while that is unknown, or about to be adopted: of
+        an agent that Letta does not list it is adopted when the agent is back, and that finds it by itself.
+        """
         try:
             state = await self._homeserver.bot.state(room_id)
         except HomeserverError as error:
@@ -46,6 +50,6 @@ class Orphans:
             return None
         agent_id = portal_agent(state, self._homeserver.bot_mxid)
         row = rows.get(agent_id) if agent_id else None
-        if row is None or row.portal_room is not None:
+        if row is None or row.portal_room is not None or row.state in ("missing", "archived"):
             self._seen.add(room_id)
         return row

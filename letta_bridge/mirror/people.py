@@ -1,14 +1,17 @@
 """Inviting the configured people: once to each room, whatever they do then."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from ..db.database import Connection
 from ..db.memory import Told
+from ..db.past_rooms import PastRooms
 from ..db.rooms import Rooms
-from ..ids import MXID, RoomID
+from ..ids import MXID, AgentID, RoomID
 from ..matrix.homeserver import Homeserver, HomeserverError
 from .rests import Rests
+from .swept import swept_out
 from .writer import Writer
 
 log = logging.getLogger(__name__)
@@ -17,23 +20,71 @@ _EVER = 1e10
 _REFUSED = (400, 403, 404)
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Who is to be in a new portal, and who is not to be asked again although the configuration names them."""
+
+    invited: list[MXID]
+    left_alone: list[MXID]
+
+
 class People:
     """Sees to it that everybody configured was invited to a room.
 
     Args:
         wanted: who is to be invited.
         clock: seconds, for waiting after failures.
+        is_ours: whether a user is the bridge's own.
     """
 
     def __init__(
-        self, homeserver: Homeserver, rooms: Rooms, told: Told, wanted: list[MXID], clock: Callable[[], float]
+        self,
+        homeserver: Homeserver,
+        rooms: Rooms,
+        past: PastRooms,
+        told: Told,
+        wanted: list[MXID],
+        clock: Callable[[], float],
+        is_ours: Callable[[MXID], bool],
     ) -> None:
         self._homeserver = homeserver
         self._rooms = rooms
+        self._past = past
+        self._is_ours = is_ours
         self._told = told
         self.wanted = wanted
         self._rests: Rests[MXID] = Rests(30.0, 3600.0, clock)
         self._settled: set[RoomID] = set()
+
+    async def for_portal(self, agent_id: AgentID) -> Wanted:
+        """Whom to invite to a new portal of this agent.
+
+        Where it takes the place of one that is gone, that is who was in that one, or had not answered yet, when it was
+        last heard of: who had left it, or was put out, is not asked again. Who was made to leave it by its deletion is.
+        """
+        lost = [room for room in await self._past.of(agent_id) if not room.replaced_by]
+        if not lost:
+            return Wanted(self.wanted, [])
+        return await self.before_the_end(lost[0].room_id)
+
+    async def before_the_end(self, room_id: RoomID) -> Wanted:
+        """Who was in a room that is gone, or had not answered its invitation, before it was deleted."""
+        wanted = await self.still_in(room_id)
+        swept = swept_out(await self._rooms.departures(room_id), self._is_ours, self._homeserver.domain)
+        there = list(dict.fromkeys([*wanted.invited, *swept]))
+        return Wanted(there, [person for person in wanted.left_alone if person not in there])
+
+    async def still_in(self, room_id: RoomID) -> Wanted:
+        """Who was in a room, or had not answered its invitation, when it was last heard of."""
+        members = (await self._rooms.info(room_id)).members
+        there = [member.mxid for member in members if not self._is_ours(member.mxid)]
+        return Wanted(there, [person for person in self.wanted if person not in there])
+
+    async def leave_alone(self, conn: Connection, room_id: RoomID, people: Iterable[MXID]) -> None:
+        """Within a transaction: none of these is ever invited to this room."""
+        for person in people:
+            await self._rooms.note_invited(conn, room_id, [person])
+            await self._told.first_time(conn, _second_try(room_id, person))
 
     def settled(self, room_id: RoomID) -> bool:
         """Whether nothing is left to do for this room, as this process knows."""
@@ -75,7 +126,8 @@ class People:
         except HomeserverError as error:
             if error.status == 401 or error.unknown_device:
                 raise  # says nothing about the person
-            pause = None if error.status in _REFUSED else self._rests.failed(person)
+            final = error.status in _REFUSED and await self._may_ask(room_id)
+            pause = None if final else self._rests.failed(person)
             log.warning(
                 "invitation failed",
                 extra={
@@ -97,6 +149,12 @@ class People:
 
         await writer.run(note)
         return True
+
+    async def _may_ask(self, room_id: RoomID) -> bool:
+        """Whether a refusal says something about the person: the bot itself is in the room. Who is out of it, or may
+        not look, is refused with the same words.
+        """
+        return await self._homeserver.bot.membership(room_id, self._homeserver.bot_mxid) == "join"
 
 
 def _second_try(room_id: RoomID, person: MXID) -> str:

@@ -37,3 +37,8 @@ class Writer:
 
         await self.run(work)
         return dataclasses.replace(row, **columns)
+
+    async def all_made(self, row: AgentRow) -> AgentRow:
+        """Nothing is wrong with the agent, and a new one is active; unless a command took it away meanwhile."""
+        await self.run(lambda conn: self._agents.all_made(conn, row.agent_id))
+        return dataclasses.replace(row, state="active" if row.state == "new" else row.state, error="")

@@ -1,4 +1,7 @@
-"""Who may do what with the bridge. Pure: the answer depends on the configuration and the Matrix id alone."""
+"""Who may do what with the bridge as a whole. Pure: the answer depends on the configuration and the Matrix id alone.
+
+What is given by command for one agent or room comes on top: :mod:`.rights`.
+"""
 
 import fnmatch
 import re
@@ -22,16 +25,23 @@ class Grant:
     """The level of one person and what decided it.
 
     ``entry`` is the entry of ``permissions`` that decided, if one did. ``ignored_by`` is the pattern of
-    ``ignored_senders`` that took ``*`` and domain entries away, if one did.
+    ``ignored_senders`` that took ``*`` and domain entries away, if one did. With a ``subject`` (``agent:<id>`` or
+    ``room:<id>``) it is about that one only: ``entry`` was given on it by command, or ``owner``.
     """
 
     mxid: str
     level: Level
     entry: str | None = None
     ignored_by: str | None = None
+    subject: str = ""
+    owner: bool = False
 
     def __str__(self) -> str:
         name = self.level.name.lower()
+        if self.owner:
+            return f'{self.mxid} has level "{name}" with {self.subject} as its owner'
+        if self.subject:
+            return f'{self.mxid} has level "{name}" by what was given to "{self.entry}" on {self.subject}'
         if self.entry is not None:
             return f'{self.mxid} has level "{name}" by the entry "{self.entry}" of permissions'
         if self.ignored_by is not None:
@@ -57,6 +67,16 @@ class Permissions:
     def __init__(self, entries: Mapping[str, Level], ignored: Sequence[str] = ()) -> None:
         self._entries = dict(entries)
         self._ignored = [(pattern, _glob(pattern)) for pattern in ignored]
+
+    @property
+    def entries(self) -> Mapping[str, Level]:
+        """``*``, domains and full Matrix ids, as configured."""
+        return self._entries
+
+    @property
+    def ignored(self) -> list[str]:
+        """The patterns of senders whom only their full Matrix id lets in."""
+        return [pattern for pattern, _ in self._ignored]
 
     def level(self, mxid: str) -> Level:
         """What ``mxid`` may do. Anything that is not a full Matrix id may do nothing."""

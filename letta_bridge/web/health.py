@@ -6,6 +6,7 @@ work itself; only the database is asked, because nothing else would notice in ti
 """
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
@@ -43,6 +44,8 @@ class _State:
     ok: bool | None = None
     since: float = field(default_factory=time.time)
     detail: str = _UNKNOWN
+    said: float = float("-inf")
+    """When it was last said, on the clock of :class:`Health`."""
 
     def say(self, ok: bool | None, detail: str) -> None:
         if ok is not self.ok:
@@ -73,6 +76,9 @@ class Health:
         self._probed_at = 0.0
         self._asked_at = 0.0
         self._asking: asyncio.Task[None] | None = None
+        self._change = asyncio.Event()
+        self.alarms: Callable[[], list[str]] = list
+        """What is wrong by topic, as the report shows it."""
 
     # -- what the parts tell
 
@@ -90,30 +96,52 @@ class Health:
 
     def pinged(self, error: HomeserverError | None) -> None:
         """A ping went through the homeserver and back, or ``error`` says how far it came."""
-        out, back = self._states["homeserver_out"], self._states["homeserver_in"]
         if error is None:
-            out.say(True, "answers")
-            back.say(True, "reaches the bridge")
+            self._say("homeserver_out", True, "answers")
+            self._say("homeserver_in", True, "reaches the bridge")
         elif error.errcode in _WAY_BACK:
-            out.say(True, "answers")
-            back.say(False, _WAY_BACK[error.errcode])
+            self._say("homeserver_out", True, "answers")
+            self._say("homeserver_in", False, _WAY_BACK[error.errcode])
         else:
             refused = error.status in (401, 403)
             words = "as_token refused" if refused else f"answers {error.status}" if error.status else "no answer"
-            out.say(False, words)
-            back.say(None, _UNKNOWN)
+            self._say("homeserver_out", False, words)
+            self._say("homeserver_in", None, _UNKNOWN)
 
     def letta(self, trouble: Kind | None) -> None:
         """A call to Letta worked, or failed in this way."""
         if trouble in (Kind.UNREACHABLE, Kind.BAD_KEY):
-            self._states["letta"].say(False, trouble.value)
+            self._say("letta", False, trouble.value)
         elif trouble not in (Kind.TIMEOUT, Kind.INTERRUPTED, Kind.INTERNAL):  # those prove nothing of Letta as a whole
-            self._states["letta"].say(True, "answers")
+            self._say("letta", True, "answers")
+
+    def _say(self, check: Check, ok: bool | None, detail: str) -> None:
+        state = self._states[check]
+        changed = (state.ok, state.detail) != (ok, detail)
+        state.say(ok, detail)
+        state.said = self._clock()
+        if changed:
+            self._change.set()
+
+    def known(self, check: Check) -> tuple[bool | None, str, float]:
+        """What is known of one part: whether it works, in which way not, and how many seconds ago that was seen."""
+        state = self._states[check]
+        return state.ok, state.detail, self._clock() - state.said
+
+    async def changed(self, seconds: float) -> None:
+        """Wait until something is otherwise than before, or for so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._change.wait()
+        self._change.clear()
 
     # -- the answer
 
     async def report(self) -> Mapping[str, Any]:
-        """``{"ready", "degraded", "stopping", "replica", "checks"}``; takes at most :data:`PROBE_SECONDS`."""
+        """``{"ready", "degraded", "stopping", "replica", "checks", "alarms"}``; takes at most :data:`PROBE_SECONDS`.
+
+        ``alarms`` are topics of what admins were told or will be, as they were known some seconds ago.
+        """
         await self._ask_database()
         ready = self._started and not self._stopping and all(self._states[check].ok for check in _NEEDED)
         return {
@@ -122,6 +150,7 @@ class Health:
             "stopping": self._stopping,
             "replica": self._replica,
             "checks": {check: state.shown() for check, state in self._states.items()},
+            "alarms": self.alarms(),
         }
 
     async def _ask_database(self) -> None:

@@ -17,6 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from ..alarms import NEIGHBOURS
 from ..db.database import DATABASE_ERRORS, Database
 from ..db.depths import Depths, depths
 from ..lanes import Lanes
@@ -178,6 +179,7 @@ _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ready": ("1 when the bridge can do its work, else 0: the same as /_matrix/mau/ready.", ()),
     "degraded": ("1 when Letta is away or refuses the key, else 0.", ()),
     "check": ("1 when a part works, 0 when it does not, missing when that is not known.", ("check",)),
+    "alarm": ("1 while something is wrong that admins are told of, else 0.", ("topic",)),
 }
 Values = Iterable[tuple[tuple[str, ...], float]]
 
@@ -187,6 +189,7 @@ class Moment(Collector):
 
     def __init__(self) -> None:
         self._families: list[GaugeMetricFamily] = []
+        self._alarms_seen: set[str] = set(NEIGHBOURS)
 
     def take(
         self,
@@ -202,8 +205,16 @@ class Moment(Collector):
         ]
         families += [_family(name, [((), float(bool(health[name])))]) for name in ("ready", "degraded")]
         families.append(_family("check", _checks(health["checks"])))
+        families.append(_family("alarm", self._alarms(health["alarms"])))
         families.append(_family("loop_lag_max_seconds", [((), lag)]))
         self._families = families + ([] if tables is None else _of_tables(tables))
+
+    def _alarms(self, topics: object) -> Values:
+        """Those that are up, and as 0 those that were; of a topic with an id behind a colon only its kind."""
+        assert isinstance(topics, list)
+        up = {str(topic).partition(":")[0] for topic in topics}
+        self._alarms_seen |= up
+        return [((topic,), float(topic in up)) for topic in sorted(self._alarms_seen)]
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """The gauges of the last :meth:`take`."""

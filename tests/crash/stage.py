@@ -13,6 +13,7 @@ from letta_bridge.matrix import envelope
 from letta_bridge.testing.fake_homeserver import Person, Rendered
 from letta_bridge.testing.fake_letta import Hold
 
+from ..integration.world import BOT
 from .harness import CrashWorld, echo
 
 _MARK = re.compile(r"\bp\d+x\d+\b")
@@ -40,6 +41,10 @@ class Stage:
     """
     held: Hold | None = None
     """A model that hangs until everything is to be answered."""
+    bot_room: str = ""
+    """Where Alice commands the bridge."""
+    summoned: list[str] = field(default_factory=list)
+    """Names of agents that were asked for."""
     intact: bool = False
     """Whether everything that was said so far was found to be in order."""
     _numbers: count[int] = field(default_factory=count)
@@ -55,7 +60,21 @@ class Stage:
             name = f"m{next(self._numbers)}"
             room = await self.alice.create_dm(world.puppet(agent), text=name)
             self.rooms[room], self.said[room] = agent, [name]
+        self.bot_room = await self.alice.create_dm(BOT)
+        await self.alice.wait_joined(self.bot_room, BOT)
         await self.settled()
+
+    async def summon(self) -> None:
+        """Ask for a new agent, and do not wait for it."""
+        self.summoned.append(f"Agent {len(self.summoned)}")
+        await self.alice.send(self.bot_room, f"!letta summon {self.summoned[-1]}")
+
+    def _summoned(self, name: str) -> str:
+        """How the job of an agent that was asked for ended; empty before that."""
+        reports = [m.body for m in self.alice.messages(self.bot_room) if f"Summoning {name}*" in m.body]
+        assert len(reports) < 2, "one job has two reports"
+        ends = ("open its room", "It was not done")
+        return next((end for report in reports for end in ends if end in report), "")
 
     def _reply(self, texts: list[str]) -> str | AsyncIterator[str]:
         number = len(self.spoken)
@@ -104,7 +123,8 @@ class Stage:
 
         def done() -> bool:
             answers = all(set(self.said[room]) <= set(self.answered(room)) for room in self.rooms)
-            return answers and set(self.spoken) <= set(self._marks())
+            answers = answers and set(self.spoken) <= set(self._marks())
+            return answers and all(map(self._summoned, self.summoned))
 
         try:
             await hs.wait_until(done, seconds, "an answer to every message, to the last piece")
@@ -123,6 +143,11 @@ class Stage:
             unfinished = [m.body for m in self.shown(room) if m.body.endswith(" …")]
             assert not unfinished, f"an answer stays unfinished: {unfinished}"
         assert self._marks() == Counter(self.spoken), "a piece of an answer is missing or doubled"
+        names = [agent.name for agent in letta.agents.values()]
+        for name in self.summoned:
+            assert names.count(name) == (self._summoned(name) == "open its room"), (
+                f"{name} is there {names.count(name)} times"
+            )
         for agent in (self.ada, self.basil):
             turns = letta.turns(agent)
             assert {turn.outcome for turn in turns} == {"end_turn"}

@@ -20,6 +20,7 @@ import pytest_asyncio
 from letta_bridge import faults
 from letta_bridge.testing.stack.postgres import LocalPostgres
 
+from ..integration.world import DOMAIN
 from .harness import ROOT, crash_world
 from .nursery import Nursery
 from .stage import Stage
@@ -38,12 +39,16 @@ class Scene:
         style: how the agent answers, see :class:`Stage`.
         stopping: it is passed when the bridge is told to end while a turn runs.
         fresh: it is passed only by a bridge that has just been started.
+        summons: it is passed by a job.
+        refused: a request that the homeserver refuses, so that the job is taken back.
     """
 
     count: int = 1
     style: str = "short"
     stopping: bool = False
     fresh: bool = False
+    summons: bool = False
+    refused: str = ""
 
 
 SCENES: dict[str, list[Scene]] = {
@@ -67,6 +72,10 @@ SCENES: dict[str, list[Scene]] = {
     "edit.after": [Scene(style="slow")],
     "receipt.before": [Scene()],
     "receipt.after": [Scene(count=2)],
+    "job.step": [Scene(count=2, summons=True)],
+    "job.stepped": [Scene(summons=True)],
+    "job.recorded": [Scene(count=3, summons=True)],
+    "job.undo": [Scene(count=2, summons=True, refused=r"m\.space\.child")],
     "drain.begun": [Scene(stopping=True)],
     "drain.ended": [Scene(stopping=True)],
 }
@@ -76,7 +85,7 @@ FURTHER = [
     for point, scenes in SCENES.items()
     for scene in scenes[1:]
 ]
-LEASED = ("intake.stored", "lane.", "turn.", "send.")
+LEASED = ("intake.stored", "lane.", "turn.", "send.", "job.")
 """Places at which a freeze is tried on PostgreSQL in every run: there the lease matters."""
 FROZEN = [
     pytest.param(
@@ -124,7 +133,8 @@ class Worlds:
                 self._stack.push_async_callback(self._postgres.drop_database, name)
             world = crash_world(folder, database, redis=self._redis, nursery=self._processes)
             stage = Stage(await self._stack.enter_async_context(world))
-            stage.world.settings = {"limits.reply_part_kib": 1}
+            admins = {DOMAIN: "user", f"@alice:{DOMAIN}": "admin"}
+            stage.world.settings = {"limits.reply_part_kib": 1, "permissions": admins, "management.rooms": False}
             await stage.set()
             self.stage = stage
         return self.stage
@@ -186,6 +196,10 @@ async def pass_the_place(stage: Stage, scene: Scene, at: str) -> None:
         world.child = world.spawn(at=at)
         return
     world.arm(at)
+    if scene.summons:
+        if scene.refused:
+            world.hs.fail_next(scene.refused, times=1, status=400, errcode="M_UNKNOWN")
+        await stage.summon()
     if not scene.stopping:
         await stage.say(*((0, 1, 2, 0) if scene.style == "short" else (0,)))
         return

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from letta_bridge.db.agents import AgentRow, Agents
+from letta_bridge.db.alarms import Alarms
 from letta_bridge.db.database import Connection, Database
 from letta_bridge.db.memory import Settings
 from letta_bridge.db.rooms import Rooms
 from letta_bridge.ids import MXID, AgentID, RoomID
 from letta_bridge.lanes import Fence, Lanes
 from letta_bridge.letta.backend import Agent, AgentListing, Backend
-from letta_bridge.letta.errors import LettaError
+from letta_bridge.letta.errors import Kind, LettaError
 from letta_bridge.matrix.homeserver import Homeserver
 from letta_bridge.mirror.directory import LANE, Directory
 from letta_bridge.mirror.maker import PORTAL_STATE, SPACE_STATE
@@ -44,10 +45,15 @@ def agent(number: int, name: str | None = None, **more: Any) -> Agent:
 
 
 class ListedLetta:
-    """A Letta that lists what a test puts into it."""
+    """A Letta that lists what a test puts into it. It gives every fact of an agent that is in none of its lists when
+    asked by id, if the test has it in ``hidden``.
+    """
 
     def __init__(self) -> None:
         self.agents: list[Agent] = []
+        self.hidden: list[Agent] = []
+        self.fingerprint_: str | LettaError | None = "org-1 of the first day"
+        self.marker: str | None = None
         self.complete = True
         self.error: LettaError | None = None
         self.listings = 0
@@ -57,6 +63,25 @@ class ListedLetta:
         if self.error is not None:
             raise self.error
         return AgentListing(tuple(self.agents), self.complete)
+
+    async def get_agent(self, agent_id: AgentID) -> Agent:
+        if self.error is not None:
+            raise self.error
+        for one in (*self.agents, *self.hidden):
+            if one.id == agent_id:
+                return one
+        raise LettaError(Kind.AGENT_GONE, "no such agent")
+
+    async def fingerprint(self) -> str | None:
+        if isinstance(self.fingerprint_, LettaError):
+            raise self.fingerprint_
+        return self.fingerprint_
+
+    async def read_marker(self) -> str | None:
+        return self.marker
+
+    async def write_marker(self, value: str) -> None:
+        self.marker = value
 
     def set(self, agents: Iterable[Agent]) -> None:
         self.agents = list(agents)
@@ -94,7 +119,6 @@ class World:
     lanes: QuietLanes
     letta: ListedLetta = field(default_factory=ListedLetta)
     clock: Clock = field(default_factory=Clock)
-    reports: list[str] = field(default_factory=list)
     epoch: int = 0
     directory: Directory = field(init=False)
 
@@ -103,9 +127,6 @@ class World:
         self._build()
 
     def _build(self) -> None:
-        async def report(text: str) -> None:
-            self.reports.append(text)
-
         self.directory = Directory(
             self.db,
             self.agents,
@@ -115,7 +136,7 @@ class World:
             cast(Backend, self.letta),
             self.settings,
             self.lanes,
-            report,
+            Alarms(self.db),
             clock=self.clock,
         )
 
@@ -170,6 +191,10 @@ class World:
                     await self.rooms.apply(conn, RoomID(room.room_id), raw)
 
             await self.db.write(work)
+
+    async def alarms(self) -> list[str]:
+        """What the admins are told, or will be, oldest first."""
+        return [alarm.text for alarm in await Alarms(self.db).all() if not alarm.cleared]
 
     async def row(self, number: int) -> AgentRow:
         row = await self.agents.get(agent_id(number))

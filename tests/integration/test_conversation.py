@@ -250,7 +250,7 @@ async def test_bot_lists_agents_with_links(sqlite_world: World) -> None:
     answer = await alice.wait_message(room, sender=BOT, text=re.compile("Scout"))
     assert f"https://matrix.to/#/{world.puppet(agent)}" in (answer.formatted_body or "")
     await alice.send(room, "what?")
-    await alice.wait_message(room, sender=BOT, text=re.compile("I understand"))
+    await alice.wait_message(room, sender=BOT, text=re.compile("`help` lists what you can do"))
 
 
 async def test_notices_puppets_and_bots_wake_nobody(sqlite_world: World) -> None:

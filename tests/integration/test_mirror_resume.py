@@ -101,17 +101,17 @@ async def test_killed_at_every_step(tmp_path: Path, point: Point, flavour: Any) 
                     break
                 await world.restart()
                 await world.settle()
-                _check(world, quiet)
+                await _check(world, quiet)
         finally:
             await db.close()
     assert step > 10
 
 
-def _check(world: World, quiet: int) -> None:
+async def _check(world: World, quiet: int) -> None:
     world.check_complete(NUMBERS, [ALICE])
     assert len(world.fake.hs.rooms) == len(NUMBERS) + 1
     assert world.directory.progress == (len(NUMBERS), len(NUMBERS), 0)
-    assert world.reports == []
+    assert await world.alarms() == []
     uploads = sum(request.path.endswith("/upload") for request in world.fake.requests)
     assert uploads <= len(NUMBERS) + 1, "at most the one whose answer was lost"
     for room in world.fake.hs.rooms.values():

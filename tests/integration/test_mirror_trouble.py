@@ -131,7 +131,7 @@ async def test_who_lost_the_lane_writes_nothing_more(world: World) -> None:
     world.letta.set([agent(1)])
     with pytest.raises(FencedError):
         await world.directory.handle(fence)
-    assert (await world.agents.all())[0].state == "new"
+    assert await world.agents.all() == []
 
 
 # -- asking for one agent

@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from letta_bridge.bridge import LettaBridge, turn_settings
+from letta_bridge.bridge import LettaBridge
 from letta_bridge.db.database import Connection, Database
 from letta_bridge.db.turns import NewMessage, Turns, agent_lane
 from letta_bridge.ids import MXID, AgentID, ConversationID, EventID, RoomID, make_otid
 from letta_bridge.lanes import Fence
 from letta_bridge.letta.v1 import V1Backend
+from letta_bridge.wiring import turn_settings
 
 from .lanes_kit import LANE, running
 from .world import World, settled, until

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from letta_bridge.bridge import LettaBridge, turn_settings
+from letta_bridge.bridge import LettaBridge
 from letta_bridge.config import Config, parse
 from letta_bridge.testing.fake_homeserver import FakeHomeserver, Person, Rendered
 from letta_bridge.testing.fake_letta import FakeLetta
+from letta_bridge.wiring import turn_settings
 
 DOMAIN = "test.local"
 BOT = f"@lettabridge:{DOMAIN}"
@@ -53,7 +54,8 @@ class World:
     port: int = field(default_factory=free_port)
     bridge: LettaBridge | None = None
 
-    def config(self) -> Config:
+    def settings(self) -> dict[str, Any]:
+        """What the configuration file would say."""
         data: dict[str, Any] = {
             "homeserver": {"url": self.hs.url, "domain": DOMAIN},
             "appservice": {
@@ -66,6 +68,7 @@ class World:
             "letta": {"url": self.letta.url, "poll_interval": 60.0, "request_timeout": 2.0},
             "database": {"uri": self.database},
             "permissions": {DOMAIN: "user", f"@admin:{DOMAIN}": "admin"},
+            "management": {"rooms": False},
             "limits": {"messages_per_minute": 1000},
             "shutdown": {"drain_s": 1.0},
         }
@@ -75,7 +78,10 @@ class World:
             for name in above:
                 node = node.setdefault(name, {})
             node[last] = value
-        return parse(data, base=self.folder)
+        return data
+
+    def config(self) -> Config:
+        return parse(self.settings(), base=self.folder)
 
     async def start(self, **overrides: Any) -> LettaBridge:
         """Start the bridge (again) and wait until it is ready and every agent is mirrored."""

@@ -239,9 +239,9 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_exit_code_is_explained() -> None:
     assert set(MEANING) == set(Exit)
     assert {code.name: int(code) for code in Exit} == {
-        "OK": 0, "USAGE": 2, "CONFIG": 10, "REGISTRATION": 11, "DATABASE": 12, "HOMESERVER": 13, "AS_TOKEN": 14,
-        "NAMESPACES": 15, "PING": 16, "LETTA": 17, "LETTA_AUTH": 18, "LETTA_AGENTS": 19, "PORT": 20, "RUNNING": 21,
-        "SMOKE": 22,
+        "OK": 0, "FAILED": 1, "USAGE": 2, "CONFIG": 10, "REGISTRATION": 11, "DATABASE": 12, "HOMESERVER": 13,
+        "AS_TOKEN": 14, "NAMESPACES": 15, "PING": 16, "LETTA": 17, "LETTA_AUTH": 18, "LETTA_AGENTS": 19, "PORT": 20,
+        "RUNNING": 21, "SMOKE": 22, "NOT_RUNNING": 23,
     }  # fmt: skip
 
 

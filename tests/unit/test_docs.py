@@ -13,6 +13,8 @@ from ruamel.yaml import YAML
 from letta_bridge import __version__, config, registration
 from letta_bridge.cli.exitcodes import MEANING, Exit
 from letta_bridge.cli.parser import build_parser
+from letta_bridge.commands.groups import TABLE
+from letta_bridge.commands.page import page as commands_page
 from letta_bridge.config.schema import AppserviceConfig, ShutdownConfig, leaves
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +36,7 @@ def load_yaml(name: str) -> Any:
         ("config.example.yaml", config.example, "example-config"),
         ("registration.yaml.example", registration.example, "example-registration"),
         ("docs/configuration.md", config.reference, "config-reference"),
+        ("docs/commands.md", lambda: commands_page(TABLE), "commands-reference"),
     ],
 )
 def test_generated_files_are_fresh(name: str, make: Any, command: str) -> None:

@@ -1,0 +1,86 @@
+"""Turns that a bridge whose database is lost may have handed over: Letta is asked before anything is repeated."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from ..db.restored import possible_otids
+from ..db.turns import TurnMessage
+from ..ids import ConversationID, RunID
+from ..letta.backend import Finished, Live, NotDelivered, Outcome, Unknown
+from .replies import LIVE_MARK
+from .turnwork import TurnWork
+
+log = logging.getLogger(__name__)
+
+_SLACK = 600.0
+"""Seconds by which the clocks of the database and of Letta may differ."""
+HELD = 1.0
+"""Seconds between two looks whether the room was read back."""
+
+
+class DoubtfulTurn(TurnWork):
+    """What a turn does that was open when its database was restored, or that answers a message of the time before."""
+
+    async def _room_unread(self) -> bool:
+        """Whether the room may still tell that all of it was answered."""
+        return self._turn.doubtful and await self._c.restored.waits(self._turn.room_id)
+
+    async def _begin_look(self, conversation: ConversationID) -> bool:
+        """``running`` without having handed anything over; False when it is not queued any more."""
+        turn_id = self._turn.turn_id
+        turn = await self._c.lanes.write(self._fence, lambda conn: self._c.turns.look_up(conn, turn_id, conversation))
+        if turn is not None:
+            self._take(turn)
+        return turn is not None
+
+    async def _find_doubtful(self, messages: Sequence[TurnMessage]) -> Outcome:
+        """Look for the messages under every id that they can have been given, back to the time of the backup.
+
+        Raises:
+            LettaError: Letta cannot be asked.
+        """
+        turn, facts, settle = self._turn, self._c.restored.facts, self._c.settings.settle
+        conversation = ConversationID(turn.conversation_id)
+        events = [message.event_id for message in messages]
+        otids = await asyncio.to_thread(possible_otids, turn.agent_id, conversation, events, turn.attempt)
+        now = time.time()
+        restored = facts.restored_at if facts else now
+        since = min(facts.backup_at if facts else now, now - turn.age) - _SLACK
+        return await self._c.backend.find(
+            turn.agent_id,
+            conversation,
+            run_id=None,
+            otids=[*otids, *(message.otid for message in messages if message.otid)],
+            # nobody has handed anything over since the restore: a second look need not come later than this
+            settle=min(settle, max(0.0, restored + settle - now)),
+            since=since,
+        )
+
+    async def _past_doubt(self, outcome: Outcome, messages: Sequence[TurnMessage]) -> bool:
+        """Write down what was found; whether there is anything left to be done about the turn."""
+        turn = self._turn
+        if isinstance(outcome, Finished | Live) and await self._c.turns.others_run(
+            turn.turn_id, turn.agent_id, outcome.run_id
+        ):
+            await self._close("done", "answered together with another message")
+            return False
+        shown = await self._c.outbox.state_of(self._replies(messages).first_txn(0)) == "sent"
+        if shown and not isinstance(outcome, Finished | Live):
+            await self._leave_shown(messages)
+            return False
+        if isinstance(outcome, Unknown):
+            return True
+        run_id: RunID | None = None if isinstance(outcome, NotDelivered) else outcome.run_id
+        await self._c.lanes.write(self._fence, lambda conn: self._c.turns.no_doubt(conn, turn.turn_id, run_id))
+        await self._reread()
+        return True
+
+    async def _leave_shown(self, messages: Sequence[TurnMessage]) -> None:
+        """The room shows an answer of which Letta knows nothing (more): whatever it was, it is not asked for again."""
+        text = await self._c.outbox.text_of(self._replies(messages).first_txn(0))
+        if text is not None and text.endswith(LIVE_MARK):
+            await self._uncertain("its answer broke off before the restore")
+        else:
+            await self._close("done", "answered before the restore")
