@@ -135,11 +135,15 @@ class Engine:
         if self._again(job, step, error) and job.age < kind.patience:
             await self._postpone(fence, job, _words(error))
             if not job.attempts:
-                log.warning("a job has to wait", extra={**_extra("job_waits", job, step), "why": _words(error)})
+                log.warning(
+                    "a job has to wait", extra={"action": "job_waits", **_fields(job, step), "why": _words(error)}
+                )
             else:  # trouble that is over at the second try is not worth a word
                 await self._report.show(fence, job, kind, _words(error))
             return
-        log.warning("a job cannot be finished", extra={**_extra("job_given_up", job, step), "why": _words(error)})
+        log.warning(
+            "a job cannot be finished", extra={"action": "job_given_up", **_fields(job, step), "why": _words(error)}
+        )
         done = {**job.done, step.name: None, FAILED: step.name}  # it may be half made: it is taken back too
 
         async def work(conn: Connection) -> None:
@@ -152,7 +156,7 @@ class Engine:
     def _again(self, job: JobRow, step: Step, error: Exception) -> bool:
         """Whether to try the step again. What is to be taken back is not given up because a server is ill."""
         if not _expected(error):
-            log.error("a step of a job broke", exc_info=error, extra=_extra("job_error", job, step))
+            log.error("a step of a job broke", exc_info=error, extra={"action": "job_error", **_fields(job, step)})
         hope = _hope(error)
         if hope is _Hope.PERHAPS and job.state == "undoing" and isinstance(error, (HomeserverError, LettaError)):
             hope = _Hope.LATER
@@ -191,7 +195,7 @@ class Engine:
                 return
             log.error(
                 "a step of a job could not be taken back",
-                extra={**_extra("job_not_undone", job, step), "why": _words(error)},
+                extra={"action": "job_not_undone", **_fields(job, step), "why": _words(error)},
             )
             done[LEFT] = [*done.get(LEFT, ()), step.name]
         del done[step.name]
@@ -242,5 +246,5 @@ def _words(error: Exception) -> str:
     return str(error) if _expected(error) else f"an unexpected error ({type(error).__name__}); see the log"
 
 
-def _extra(action: str, job: JobRow, step: Step) -> dict[str, object]:
-    return {"action": action, "job": job.job_id, "kind": job.kind, "step": step.name, "attempt": job.attempts + 1}
+def _fields(job: JobRow, step: Step) -> dict[str, object]:
+    return {"job": job.job_id, "kind": job.kind, "step": step.name, "attempt": job.attempts + 1}

@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from letta_bridge.commands import parse
 from letta_bridge.commands.carry import Asked
+from letta_bridge.commands.groups import TABLE
 from letta_bridge.commands.parse import of_text
 from letta_bridge.commands.table import Reply
 from letta_bridge.db.agents import AgentRow
@@ -31,11 +33,16 @@ async def ask(world: World, line: str, *, who: str = ADMIN, key: str = "", room:
         line=of_text(line),
         who=who,
         level=bridge.desk.permissions.level(who),
-        via="room",
+        via="room" if room or not _is_private(line) else "ctl",
         key=key or f"$command{next(_keys)}",
         room_id=RoomID(room),
     )
     return await bridge.carrier.carry_out(asked)
+
+
+def _is_private(line: str) -> bool:
+    """Whether the command asks the homeserver who reads the room in which it is used: there has to be one then."""
+    return parse.find(TABLE, of_text(line))[0].private
 
 
 async def job_of(world: World, reply: Reply, timeout: float = 20.0) -> JobRow:

@@ -43,7 +43,7 @@ def inside(world: World, room: str) -> list[str]:
 async def typed(world: World, line: str = "cleanup") -> tuple[Any, str]:
     """The command, and the line that its preview ends with."""
     preview = await ask(world, line)
-    found = re.search(r"`!letta (cleanup.*--confirm \w+)`\Z", preview.text)
+    found = re.search(r"`(?:!letta|letta-bridge ctl) (cleanup.*--confirm \w+)`\Z", preview.text)
     assert found, preview.text
     return preview, found[1]
 

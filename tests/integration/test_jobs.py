@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from letta_bridge import bridge as bridge_module
+from letta_bridge import wiring
 from letta_bridge.db.jobs import JobRow, NewJob, job_lane
 from letta_bridge.ids import JobID, RoomID
 from letta_bridge.jobs import engine as engine_module
@@ -333,7 +333,7 @@ async def test_a_new_process_goes_on_with_the_step_that_was_not_recorded(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = Script()
-    monkeypatch.setattr(bridge_module, "KINDS", (script.kind,))
+    monkeypatch.setattr(wiring, "KINDS", (script.kind,))
     script.holds["two"] = asyncio.Event()
     bridge = await world.start()
     job_id = await begin(world, bridge.engine)

@@ -47,7 +47,7 @@ async def _management(world: World) -> RoomID | None:
 
 async def the_line(world: World, room: str = "") -> str:
     preview = await ask(world, "reset", room=room)
-    found = re.search(r"`!letta (reset --confirm \w+ test\.local)`\Z", preview.text)
+    found = re.search(r"`(?:!letta|letta-bridge ctl) (reset --confirm \w+ test\.local)`\Z", preview.text)
     assert found, preview.text
     return found[1]
 
@@ -178,7 +178,7 @@ async def test_for_uninstalling_it_stays_empty(sqlite_world: World) -> None:
     management = str(await _management(world))
     old = set(world.hs.hs.rooms)
     preview = await ask(world, "reset --stay-empty")
-    line = re.search(r"`!letta (reset --stay-empty --confirm .*)`", preview.text)
+    line = re.search(r"`(?:!letta|letta-bridge ctl) (reset --stay-empty --confirm .*)`", preview.text)
     assert line, preview.text
     await ask(world, line[1])
     await until(lambda: "can be uninstalled" in admin.messages(management)[-1].body)

@@ -174,7 +174,7 @@ async def test_replaced_by_an_empty_one_and_back_again(sqlite_world: World, capl
     rows = await at.bridge.agents.all()
     world.hs.requests.clear()
     world.letta.wipe()
-    await admin_reads(caplog, "empty_listing")
+    await admin_reads(caplog, "guard_frozen")
     await at.say("one")
     await at.is_told("does not exist in Letta any more")
     assert [row for row in await at.bridge.agents.all()] == rows, "the mirror acted on an empty list"
