@@ -309,6 +309,7 @@ class LettaBridge:
                 await self.turns.prune(_KEEP_BODIES)
                 await self.outbox.prune(_KEEP_BODIES)
                 await self.desk.commands.prune(_KEEP_BODIES)
+                await self.desk.jobs.prune(_KEEP_BODIES)
             except Exception:  # housekeeping is tried again; it must not end silently
                 log.exception("pruning failed", extra={"action": "prune_failed"})
 

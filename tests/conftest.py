@@ -29,7 +29,7 @@ _SERVERS = {
     "synapse": ("e2e", 2, 180),
     "letta_server": ("letta", 4, 300),
 }
-_WATCHED = ("integration", "crash", "hostile", "tuwunel")
+_WATCHED = ("integration", "lifecycle", "crash", "hostile", "tuwunel")
 _numbers = itertools.count(1)
 
 

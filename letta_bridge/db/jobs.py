@@ -154,6 +154,12 @@ class Jobs:
             clean(error)[:500],
         )
 
+    async def prune(self, age: float) -> None:
+        """Forget jobs that ended more than ``age`` seconds ago: what was asked for may hold texts (personas)."""
+        await self._db.write(
+            lambda conn: conn.execute(f"DELETE FROM job WHERE finished_at < {self._db.now} - $1", float(age))
+        )
+
 
 def _job(row: Row) -> JobRow:
     return JobRow(

@@ -393,3 +393,19 @@ async def test_a_step_whose_lane_was_lost_is_not_recorded_but_made_again(world: 
 
     await until(again)
     assert script.ran == ["one", "two", "two", "three"]
+
+
+async def test_what_was_asked_for_is_forgotten_a_while_after_its_end(world: World) -> None:
+    bridge = await world.start()
+    script = Script()
+    engine = install(world, script)
+    over = await ended(world, await begin(world, engine, key="over"))
+    script.holds["one"] = asyncio.Event()
+    under_way = await begin(world, engine, key="under way")
+    long_ago = "UPDATE job SET created_at = 0, finished_at = CASE WHEN finished_at IS NULL THEN NULL ELSE 0.0 END"
+    await bridge.db.write(lambda conn: conn.execute(long_ago))
+    await bridge.desk.jobs.prune(30 * 86400.0)
+    assert await bridge.desk.jobs.get(over.job_id) is None
+    assert await bridge.desk.jobs.get(under_way) is not None, "what is not over is never forgotten"
+    script.holds["one"].set()
+    await ended(world, under_way)
