@@ -32,7 +32,7 @@ demo: python
 test: python
 	@$(INSTALL) testing synapse postgres letta?
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not full"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not full"
 
 test-full: python
 	@$(INSTALL) testing synapse postgres letta?

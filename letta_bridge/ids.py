@@ -42,6 +42,9 @@ MAIN_CONVERSATION = ConversationID("default")
 PREFIX = "dev.letta_bridge"
 """Reverse-DNS prefix of the bridge's own event content keys, state event types and account data."""
 
+CONTENT_KEY = f"{PREFIX}.message"
+"""Content key of everything the bridge says: ``{"version": 1, "txn": …, "agent": …, "answers": [event ids]}``."""
+
 _UUID = re.compile(r"agent-([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\Z")
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 _LONGEST = 120

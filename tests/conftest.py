@@ -34,20 +34,12 @@ _numbers = itertools.count(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests without servers first, real Letta last; the time to start a server is added where one is needed.
-
-    Among several workers a file stays together, and so does all that needs the one real Letta.
-    """
+    """Tests without servers first, real Letta last; the time to start a server is added where one is needed."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("letta" if _needs_letta(item) else item.path.stem))
         seconds = max((time for _, time in _needed(item)), default=None)
         if seconds and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(seconds))
     items.sort(key=lambda item: sum(place for place, _ in _needed(item)))
-
-
-def _needs_letta(item: pytest.Item) -> bool:
-    return "letta_server" in getattr(item, "fixturenames", ()) or item.get_closest_marker("letta") is not None
 
 
 def _needed(item: pytest.Item) -> list[tuple[int, int]]:

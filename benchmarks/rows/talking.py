@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from letta_bridge.delivery.outgoing import CONTENT_KEY
+from letta_bridge.ids import CONTENT_KEY
 
 from ..results import Line, Report, Rounds
 from ..stage import Stage

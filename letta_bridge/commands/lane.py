@@ -7,8 +7,8 @@ from ..db.commands import CommandRow
 from ..db.database import Connection
 from ..db.meanings import Meanings
 from ..db.outbox import Outgoing
-from ..delivery.outgoing import CONTENT_KEY, ReplyTarget, Voice, message, txn_id
-from ..ids import JobID, RoomID
+from ..delivery.outgoing import ReplyTarget, Voice, message, txn_id
+from ..ids import CONTENT_KEY, JobID, RoomID
 from ..lanes import Fence, FencedError
 from ..matrix.homeserver import HomeserverError
 from ..matrix.splitter import split

@@ -250,9 +250,9 @@ class Inbox:
         )
         return any(who(MXID(row["sender"])) for row in rows)
 
-    async def event(self, event_id: EventID) -> dict[str, Any] | None:
+    async def event(self, event_id: EventID, reader: Reader | None = None) -> dict[str, Any] | None:
         """A stored event's JSON, while its body is kept."""
-        body = await self._db.fetchval("SELECT body FROM inbox WHERE event_id = $1", event_id)
+        body = await (reader or self._db).fetchval("SELECT body FROM inbox WHERE event_id = $1", event_id)
         return _parsed(body) or None
 
     async def age_of(self, event_id: str) -> float | None:

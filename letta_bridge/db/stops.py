@@ -32,20 +32,23 @@ class Stops:
         self._turns = turns
 
     async def request(
-        self, conn: Connection, room_id: RoomID, by: MXID, *, agent_id: AgentID, event_id: str = ""
+        self, conn: Connection, room_id: RoomID, by: MXID, *, agent_id: AgentID, event_id: str = "", txn_id: str = ""
     ) -> tuple[list[TurnID], list[TurnID]]:
         """Stop an agent's open turns of a room (or those about one event): (withdrawn from the queue, told to stop).
 
-        ``event_id`` may be a message of a turn or an event that shows a turn's answer.
+        ``event_id`` may be a message of a turn or an event that shows a turn's answer. ``txn_id`` is the transaction id
+        of the latter, if known: people can react to it before it stands here which event it became.
         """
         rows = await conn.fetch(
             "SELECT turn_id, state, stop_by FROM turn WHERE room_id = $1 AND lane = $2 "
             "AND ($3 = '' OR turn_id IN (SELECT turn_id FROM turn_event WHERE event_id = $3) "
-            "OR turn_id IN (SELECT turn_id FROM outbox WHERE sent_event_id = $3 AND sent_event_id <> '')) "
+            "OR turn_id IN (SELECT turn_id FROM outbox WHERE sent_event_id = $3 AND sent_event_id <> '') "
+            "OR turn_id IN (SELECT turn_id FROM outbox WHERE txn_id = $4)) "
             f"AND state IN {OPEN} ORDER BY turn_id {self._db.for_update}",
             room_id,
             agent_lane(agent_id),
             event_id,
+            txn_id,
         )
         queued: list[TurnID] = []
         running: list[TurnID] = []

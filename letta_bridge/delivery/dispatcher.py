@@ -26,7 +26,7 @@ from ..routing.dispatch import Action, Decision, EventView, Notice, PuppetInRoom
 from ..routing.permissions import Grant, Level
 from .context import RoomContext
 from .entry import NotReadError, RoomEntry
-from .outgoing import ReplyTarget, Voice, notice
+from .outgoing import ReplyTarget, Voice, notice, txn_of
 from .scene import Scene, Scenes, Seen, messages
 
 log = logging.getLogger(__name__)
@@ -371,10 +371,12 @@ class Dispatcher:
     async def _stop(self, conn: Connection, event: StoredEvent, decision: Decision, thread: str) -> list[TurnID]:
         running: list[TurnID] = []
         stops: list[StopRequest] = []
+        target = EventID(decision.target)
+        txn_id = txn_of(await self._c.inbox.event(target, conn)) if target else ""
         for puppet in decision.puppets:
             agent_id = AgentID(puppet.agent_id)
             queued, told = await self._c.stops.request(
-                conn, event.room_id, event.sender, agent_id=agent_id, event_id=decision.target
+                conn, event.room_id, event.sender, agent_id=agent_id, event_id=target, txn_id=txn_id
             )
             running += told
             stops.append(

@@ -3,16 +3,13 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..db.outbox import Outgoing
-from ..ids import MXID, PREFIX, AgentID, EventID, RoomID, TurnID
+from ..ids import CONTENT_KEY, MXID, AgentID, EventID, RoomID, TurnID
 from ..matrix.markdown import render
-
-CONTENT_KEY = f"{PREFIX}.message"
-"""Content key of everything the bridge says: ``{"version": 1, "txn": …, "agent": …, "answers": [event ids]}``."""
 
 _LARGEST_CONTENT = 60_000
 """Bytes; an event may have 65,536 with everything that the homeserver adds (spec, "Size limits")."""
@@ -26,6 +23,14 @@ def txn_id(sender: MXID, room_id: RoomID, source: str, kind: str, part: int) -> 
     material = "\x00".join(("out", sender, room_id, source, kind, str(part)))
     digest = hashlib.sha256(material.encode("utf-8", "surrogatepass")).digest()
     return "lb" + base64.urlsafe_b64encode(digest).decode()[:22]
+
+
+def txn_of(event: Mapping[str, Any] | None) -> str:
+    """The transaction id that an event of ours names in its content; empty where there is none."""
+    content = (event or {}).get("content")
+    marker = content.get(CONTENT_KEY) if isinstance(content, Mapping) else None
+    name = marker.get("txn") if isinstance(marker, Mapping) else None
+    return name if isinstance(name, str) else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,12 @@ from ..db.database import DATABASE_ERRORS, Connection
 from ..db.inbox import ECHO, Arrival
 from ..db.restored import NOTE, Restored
 from ..db.turns import agent_lane
-from ..ids import MXID, AgentID, EventID, RoomID, TurnID
+from ..ids import CONTENT_KEY, MXID, AgentID, EventID, RoomID, TurnID
 from ..lanes import Fence
 from ..matrix.catchup import as_arrival, invites
 from ..matrix.homeserver import Homeserver, HomeserverError, Intent
 from .context import RoomContext
-from .outgoing import CONTENT_KEY, ReplyTarget, Voice, notice, txn_id
+from .outgoing import ReplyTarget, Voice, notice, txn_id
 from .replies import LIVE_MARK
 
 log = logging.getLogger(__name__)

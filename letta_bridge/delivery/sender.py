@@ -15,13 +15,13 @@ from ..db.database import DATABASE_ERRORS, Connection
 from ..db.outbox import Outbox, OutboxRow, Outgoing
 from ..db.rooms import doubt
 from ..db.turns import Turns
-from ..ids import MXID, EventID, RoomID
+from ..ids import CONTENT_KEY, MXID, EventID, RoomID
 from ..lanes import Fence, Lanes
 from ..matrix.homeserver import Homeserver, HomeserverError, Intent
 from ..mirror.bot import DEVICE_NAME
 from ..mirror.directory import LANE as MIRROR_LANE
 from ..sight import BLIND, Sight
-from .outgoing import CONTENT_KEY, ReplyTarget, Voice, notice
+from .outgoing import ReplyTarget, Voice, notice
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,12 +19,14 @@ from aiohttp import web
 
 from .. import faults
 from ..db.inbox import ECHO, Arrival, arrival
-from ..ids import MXID, RoomID
+from ..ids import CONTENT_KEY, MXID, RoomID
 from ..sight import BLIND, Sight
 from .salvage import salvage
 from .server import matrix_error as _error
 
 log = logging.getLogger(__name__)
+
+_NAME = re.compile(r'"txn":"(lb[A-Za-z0-9_-]{22})"')
 
 T = TypeVar("T")
 Record = Callable[[Sequence[Arrival]], Awaitable[set[RoomID]]]
@@ -147,9 +150,13 @@ class Intake:
                 self._wake(room)
 
     def _echo(self, one: Arrival) -> Arrival:
-        """What our users said comes back to us: it is remembered, and starts nothing."""
+        """What our users said comes back to us: it is remembered, and starts nothing. Only its name in the outbox is
+        kept: somebody may react to it before it stands there which event it became.
+        """
         if one.state == "new" and one.type in _SPOKEN and self._is_ours(one.sender):
-            return replace(one, state="skipped", decision=ECHO, body="")
+            named = _NAME.search(one.body)
+            body = json.dumps({"content": {CONTENT_KEY: {"txn": named[1]}}}) if named else ""
+            return replace(one, state="skipped", decision=ECHO, body=body)
         return one
 
     async def _user(self, request: web.Request) -> web.Response:

@@ -8,8 +8,8 @@ from urllib.parse import quote
 from ..commands.show import count, escape
 from ..db.agents import AgentRow
 from ..db.outbox import Outgoing
-from ..delivery.outgoing import CONTENT_KEY, ReplyTarget, Voice, message
-from ..ids import MXID, EventID, RoomID
+from ..delivery.outgoing import ReplyTarget, Voice, message
+from ..ids import CONTENT_KEY, MXID, EventID, RoomID
 from ..letta.backend import HistoryItem
 from ..matrix import envelope
 from ..matrix.splitter import split

@@ -16,9 +16,9 @@ from ..db.agents import AgentRow
 from ..db.database import Connection
 from ..db.outbox import Outgoing
 from ..db.resetting import FROZEN, QUIET, put
-from ..delivery.outgoing import CONTENT_KEY, ReplyTarget, Voice, notice
+from ..delivery.outgoing import ReplyTarget, Voice, notice
 from ..errors import ABOUT_LETTA, TROUBLES, Fate
-from ..ids import AgentID, RoomID
+from ..ids import CONTENT_KEY, AgentID, RoomID
 from ..lanes import Fence, FencedError
 from ..letta.errors import Kind, LettaError
 from ..matrix.homeserver import HomeserverError

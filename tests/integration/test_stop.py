@@ -102,6 +102,27 @@ async def test_stop_reaction_on_the_streaming_answer(world: World) -> None:
     assert await outcome(world, turn) == "cancelled"
 
 
+async def test_stop_reaction_on_an_answer_of_which_it_is_not_written_yet_which_event_it_became(world: World) -> None:
+    agent = world.letta.add_agent("Scout")
+    alice = await world.hs.person("alice")
+    bridge = await world.start(conversation__first_event_s=0.1)
+    room = await world.dm(alice, agent, SLOW)
+    event_id = await streaming(world, alice, room, agent)
+
+    async def written() -> bool:
+        return bool(await bridge.db.fetchval("SELECT 1 FROM outbox WHERE sent_event_id = $1", event_id))
+
+    await until(written, why="the answer was not written down")
+    forget = "UPDATE outbox SET sent_event_id = '' WHERE sent_event_id = $1"
+    await bridge.db.write(lambda conn: conn.execute(forget, event_id))
+    await alice.react(room, event_id, "🛑")
+
+    async def stopped() -> bool:
+        return bool(await bridge.db.fetchval("SELECT 1 FROM turn WHERE stop_by = $1", alice.mxid))
+
+    await until(stopped, why="the reaction was not understood")
+
+
 async def test_stop_reaction_withdraws_only_the_message_it_is_on(sqlite_world: World) -> None:
     world = sqlite_world
     agent = world.letta.add_agent("Scout")
