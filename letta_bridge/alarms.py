@@ -8,6 +8,7 @@ log and by ``ready``.
 
 import hashlib
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
@@ -22,12 +23,14 @@ from .ids import MXID, RoomID
 from .lanes import Fence, Lanes
 from .letta.errors import Kind
 from .routing.permissions import Level, Permissions
+from .waking import Waking
 from .web.health import Check, Health
 
 log = logging.getLogger(__name__)
 
 LANE = "alarms"
 _LATE = 3600.0
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +124,7 @@ class AlarmWatch:
         permissions: Permissions,
         bot: MXID,
         times: AlarmTimes | None = None,
+        waking: Waking | None = None,
     ) -> None:
         self._db = db
         self._lanes = lanes
@@ -128,6 +132,7 @@ class AlarmWatch:
         self._permissions = permissions
         self._bot = bot
         self.times = times or AlarmTimes()
+        self._waking = waking
         self._alarms = Alarms(db)
         self._management = ManagementRooms(db)
         self._told = Told(db)
@@ -158,6 +163,8 @@ class AlarmWatch:
 
     async def sample(self) -> None:
         """Raise what this process meets now, clear what it sees working, and have it told."""
+        if self._waking is not None:
+            await self._waking.look()
         self.current = await self._alarms.all()
         up = {alarm.topic: alarm for alarm in self.current if not alarm.cleared}
         failing = {topic: text for topic, text in self._failing() if topic not in up}
@@ -238,8 +245,7 @@ class AlarmWatch:
         self, fence: Fence, alarm: Alarm, neighbour: _Neighbour | None, rooms: list[RoomID]
     ) -> float | None:
         if neighbour is None:
-            first = alarm.text.partition("\n")[0]
-            text = f"✅ Over, after {span(alarm.lasted)}: {first}"
+            text = f"✅ Over, after {span(alarm.lasted)}. It was: “{_first_sentence(alarm.text)}”"
             return await self._say(fence, alarm, rooms, text, self._alarms.forget)
         if alarm.cleared_for < self.times.steady:
             return self.times.steady - alarm.cleared_for
@@ -283,6 +289,11 @@ class AlarmWatch:
         for room_id in rooms:
             self._lanes.wake(f"send:{room_id}")
         return None
+
+
+def _first_sentence(text: str) -> str:
+    """What was wrong, without what follows from it or was to be done: that is not so any more."""
+    return _SENTENCE_END.split(text.partition("\n")[0], maxsplit=1)[0]
 
 
 def _digest(text: str) -> str:

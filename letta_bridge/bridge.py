@@ -175,7 +175,7 @@ class LettaBridge:
             settings=self._settings,
             told=self._told,
             sight=self._sight,
-            check_up=lambda: examine(self._config),
+            check_up=lambda known: examine(self._config, known),
         )
 
     @property

@@ -67,6 +67,11 @@ TROUBLES: dict[Kind, Trouble] = {
         Fate.GIVE_UP,
         "This agent does not exist in Letta any more. Your message was not delivered.",
     ),
+    Kind.NOT_OURS: Trouble(
+        Fate.WAIT,
+        "I cannot be found in the Letta that answers now. Your message is kept; an administrator of the bridge has "
+        "been asked whether this is the right Letta.",
+    ),
     Kind.CONVERSATION_GONE: Trouble(
         Fate.RETRY,
         "The conversation of this room disappeared in Letta, and I could not open another. Your message was not "
@@ -104,6 +109,7 @@ ABOUT_LETTA: dict[Kind, str] = {
     Kind.MODEL_REFUSED: "the model's provider refused the request",
     Kind.CONTEXT_FULL: "the agent's conversation no longer fits its model",
     Kind.AGENT_GONE: "Letta has no such agent",
+    Kind.NOT_OURS: "Letta has no such agent, and looks like another Letta",
     Kind.CONVERSATION_GONE: "Letta has no such conversation",
     Kind.NO_MODEL: "Letta does not offer that model, or has none at all",
     Kind.REJECTED: "Letta refused the request",
@@ -116,6 +122,11 @@ ABOUT_LETTA: dict[Kind, str] = {
 MAY_NOT_HAVE_BEEN_DELIVERED = (
     "Your message may not have been delivered: Letta failed at the wrong moment and cannot say whether it has it. "
     "It is not sent again by itself, so that nothing happens twice. If it matters, please send it again."
+)
+LOST_IN_RESTORE = (
+    "The bridge was restored from a backup while I was answering, and Letta cannot say what became of your message. It "
+    "may not have been delivered. It is not sent again by itself, so that nothing happens twice. If it matters, please "
+    "send it again."
 )
 ASKS_APPROVAL = (
     "I want to use the tool “{tool}”, and that needs an approval, which cannot be given from Matrix yet. "
@@ -135,11 +146,15 @@ STOPPED_EARLY = "(My answer ended early: {reason}.)"
 
 MAY_NOT_TALK = (
     "You are not allowed to talk to this agent. Your message was not delivered, nor will others be. An administrator "
-    "of the bridge can allow {who} in its configuration (permissions)."
+    "of the bridge can allow {who} in its configuration (permissions){or_else}."
+)
+MAY_NOT_COMMAND = (
+    "You are not allowed to use this bridge, so what you write here is not read. An administrator of the bridge can "
+    "allow {who} in its configuration (permissions){or_else}."
 )
 MAY_NOT_INVITE = (
     "You are not allowed to talk to the agents of this bridge, so I am leaving. An administrator of the bridge can "
-    "allow {who} in its configuration (permissions)."
+    "allow {who} in its configuration (permissions){or_else}."
 )
 MAY_NOT_TALK_HERE = (
     "You are not allowed to talk to {what}: that was decided for {by}. Your message was not delivered, nor will others "
@@ -152,8 +167,16 @@ MAY_NOT_BRING = (
 )
 MAY_NOT_STOP = (
     "You are not allowed to stop this agent. An administrator of the bridge can allow it in its configuration "
-    "(permissions)."
+    "(permissions){or_else}."
 )
+
+
+def or_grant(who: str, name: str = "") -> str:
+    """What allows the same for one agent (``name``), or any one; what a refusal adds where it would help."""
+    what = "this agent alone" if name else "one agent or room"
+    return f", or with {what} by `!letta permissions grant {who} user {name or '<agent or room>'}`"
+
+
 ABSENT = {
     "missing": (
         "I am not in Letta at the moment, or the bridge's configuration leaves me out. Your message was not delivered; "

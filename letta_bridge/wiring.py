@@ -29,6 +29,7 @@ from .mirror.directory import LANE as MIRROR_LANE
 from .mirror.history import LANE as HISTORY_LANE
 from .mirror.history import HistoryLane
 from .mirror.settings import MirrorSettings
+from .waking import Waking
 
 _SETTLE = 10.0
 
@@ -90,6 +91,7 @@ def wire_delivery(desk: Desk, stops: Stops, restored: Restored, turns: TurnSetti
             presence=presence,
             troubles=Troubles(desk.turns, desk.outbox, desk.told, desk.agents, lanes),
             notes=desk.settings,
+            guard=desk.directory.guard,
             restored=restored,
             settings=turns,
             sight=desk.sight,
@@ -115,7 +117,8 @@ def wire_office(desk: Desk) -> Office:
     engine = Engine(desk, KINDS)
     carrier = Carrier(desk, engine, TABLE)
     management = ManagementMaker(desk)
-    alarms = AlarmWatch(desk.db, lanes, desk.health, desk.permissions, desk.homeserver.bot_mxid)
+    waking = Waking(desk.db, desk.turns, desk.jobs, lanes, desk.health)
+    alarms = AlarmWatch(desk.db, lanes, desk.health, desk.permissions, desk.homeserver.bot_mxid, waking=waking)
     history = HistoryLane(desk)
     desk.health.alarms = lambda: alarms.topics
     lanes.handle("job", engine.handle)

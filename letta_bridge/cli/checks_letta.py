@@ -52,7 +52,7 @@ async def _check(checkup: Checkup, backend: Backend) -> list[Finding]:
         remedy = f"see Letta's log; try: curl {url}/v1/agents/"
         return [*findings, fail(agents, Exit.LETTA_AGENTS, f"cannot be listed ({error.detail})", remedy)]
     accepted = ok(key, "accepted" if checkup.config.letta.api_key else "none is needed")
-    return [*findings, accepted, _agents(checkup.config, listing.agents, listing.complete)]
+    return [*findings, accepted, _agents(checkup.config, listing.agents, listing.complete, checkup.known_agents)]
 
 
 def _version(name: str, version: str) -> Finding:
@@ -61,7 +61,21 @@ def _version(name: str, version: str) -> Finding:
     return warn(name, f"{version} has not been tried with this bridge", "0.16.8 is the version it is tested with")
 
 
-def _agents(config: Config, agents: tuple[Agent, ...], complete: bool) -> Finding:
+def _none(name: str, known: int) -> Finding:
+    if known:
+        remedy = (
+            "look whether letta.url leads to the right Letta, and at Letta's database, before you make agents; 'guard' "
+            "shows what the bridge asks about that"
+        )
+        return warn(name, f"Letta lists none, and the bridge's database knows {known}", remedy)
+    remedy = (
+        "if there should be some, look at letta.url and at Letta's database; else create one in Letta or, once the "
+        "bridge runs, with the command 'summon': it appears within letta.poll_interval seconds"
+    )
+    return warn(name, "Letta lists none", remedy)
+
+
+def _agents(config: Config, agents: tuple[Agent, ...], complete: bool, known: int) -> Finding:
     name = _NAMES[3]
     if not complete:
         remedy = "see Letta's log; the bridge removes nothing on such evidence, but cannot see every agent"
@@ -72,5 +86,5 @@ def _agents(config: Config, agents: tuple[Agent, ...], complete: bool) -> Findin
     if own and not wanted:
         return warn(name, text, "letta.include and letta.exclude leave none; change them")
     if not own:
-        return warn(name, "there is none yet", "create one in Letta; it appears within letta.poll_interval seconds")
+        return _none(name, known)
     return ok(name, text)

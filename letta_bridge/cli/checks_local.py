@@ -113,7 +113,11 @@ async def check_database(checkup: Checkup) -> list[Finding]:
         return [fail("database", Exit.RUNNING, str(error), "stop the other process first")]
     except DatabaseError as error:
         return [fail("database", Exit.DATABASE, str(error), _database_remedy(checkup.config.base, uri))]
-    await database.close()
+    try:
+        known = "SELECT COUNT(*) FROM agent WHERE state IN ('new', 'active', 'missing')"
+        checkup.known_agents = int(await database.fetchval(known))
+    finally:
+        await database.close()
     return [ok("database", f"{database.describe()} opens and can be written")]
 
 

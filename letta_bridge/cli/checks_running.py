@@ -18,11 +18,15 @@ _SECONDS = 8.0
 _HOMESERVER = (check_versions, check_token, check_namespaces, check_ping)
 
 
-async def examine(config: Config) -> list[Mapping[str, Any]]:
-    """Their findings, as ``letta-bridge check --json`` shows them. Port and database are in use by this process."""
+async def examine(config: Config, known_agents: int) -> list[Mapping[str, Any]]:
+    """Their findings, as ``letta-bridge check --json`` shows them. Port and database are in use by this process.
+
+    Args:
+        known_agents: how many agents the database takes for present in Letta.
+    """
     folder = config.base if config.path is None else config.path.parent
     async with aiohttp.ClientSession() as session:
-        checkup = Checkup(config, folder / REGISTRATION_NAME, session, running=True)
+        checkup = Checkup(config, folder / REGISTRATION_NAME, session, running=True, known_agents=known_agents)
         local, homeserver, letta = await asyncio.gather(
             asyncio.to_thread(_local, checkup), _in_turn(checkup, _HOMESERVER), _in_turn(checkup, (check_letta,))
         )

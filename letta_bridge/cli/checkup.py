@@ -69,7 +69,8 @@ def skip(check: str, why: str) -> Finding:
 class Checkup:
     """What is checked, and what earlier checks have learnt.
 
-    ``running``: this very bridge answers on its port. ``port_free``: nobody does.
+    ``running``: this very bridge answers on its port. ``port_free``: nobody does. ``known_agents``: how many agents the
+    bridge's database takes for present in Letta, 0 while that is not known.
     """
 
     config: Config
@@ -77,6 +78,7 @@ class Checkup:
     session: aiohttp.ClientSession
     running: bool = False
     port_free: bool = False
+    known_agents: int = 0
     failed: set[str] = field(default_factory=set)
 
     @property

@@ -181,8 +181,9 @@ async def _read(request: _Request, response: aiohttp.ClientResponse, first: asyn
 def _why_not(path: Path, error: aiohttp.ClientConnectorError) -> str:
     if isinstance(error.os_error, PermissionError):
         return f"you may not use {path}; be the user that runs the bridge"
+    what = "no socket at" if isinstance(error.os_error, FileNotFoundError) else "nobody answers at the socket"
     return (
-        f"the bridge is not running here (no socket at {path}); start it with 'letta-bridge run', or name its "
+        f"the bridge is not running here ({what} {path}); start it with 'letta-bridge run', or name its "
         "configuration with --config"
     )
 

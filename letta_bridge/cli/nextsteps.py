@@ -17,18 +17,22 @@ def text(config: Config, config_path: Path, registration_path: Path, *, show_sec
     """
     config_file = shlex.quote(str(config_path))
     command = f"letta-bridge register -c {config_file} --show"
-    admin_room = registration.admin_room_message(config) if show_secrets else f"(printed by: {command} admin-room)\n"
-    toml = registration.tuwunel_toml(config) if show_secrets else f"(printed by: {command} toml)\n"
+    admin_room = registration.admin_room_message(config) if show_secrets else f"  {command} admin-room\n"
+    toml = registration.tuwunel_toml(config) if show_secrets else f"  {command} toml\n"
+    this_message, this = "this message", "this"
+    if not show_secrets:
+        this_message = "the message (it holds tokens) that this command prints"
+        this = "what this command prints"
     file = shlex.quote(str(registration_path.resolve()))
     return f"""
 Next: tell the homeserver about the bridge. One way is enough.
 
 {_LINE}
-Tuwunel, while it runs: send this message in its admin room (#admins:{config.homeserver.domain})
+Tuwunel, while it runs: send in its admin room (#admins:{config.homeserver.domain}) {this_message}:
 
 {admin_room}
 {_LINE}
-Tuwunel, in its configuration: add this to tuwunel.toml and restart it
+Tuwunel, in its configuration: add to tuwunel.toml {this}, and restart it:
 
 {toml}
 {_LINE}

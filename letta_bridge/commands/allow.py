@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..db.agents import AgentRow
+from ..delivery.known import anywhere
 from ..ids import RoomID
 from ..routing import rights
 from ..routing.permissions import Grant, Level
@@ -64,12 +65,20 @@ async def refused_room(desk: Desk, who: str, level: Level, room_id: RoomID, doin
     grant = await with_room(desk, who, room_id)
     if grant.level >= Level.ADMIN:
         return None
+    portal = await desk.agents.by_portal(room_id)  # an agent's own room is its owner's
+    if portal is not None and (await with_agent(desk, who, portal)).level >= Level.ADMIN:
+        return None
     if max(level, grant.level) < Level.USER:
         return _stranger(who)
     return (
         f"Only administrators may use `{doing}` on a room. An administrator of the bridge can allow you that for this "
         f"one with `permissions grant {who} admin {room_id}`. ({grant}.)"
     )
+
+
+async def level_of(desk: Desk, who: str) -> Level:
+    """What somebody may do where no agent is meant: who was let in to an agent or a room, or owns one, is a user."""
+    return (await anywhere(desk.db, desk.permissions.grant(who))).level
 
 
 async def with_agent(desk: Desk, who: str, agent: AgentRow) -> Grant:
@@ -112,7 +121,8 @@ def _only_admins(desk: Desk, doing: str, who: str, level: Level) -> str:
 def _stranger(who: str) -> str:
     """The same for everything, so that nobody learns what exists."""
     return (
-        f"You are not allowed to use this bridge. An administrator can allow {who} in its configuration (permissions)."
+        f"You are not allowed to use this bridge. An administrator can allow {who} in its configuration (permissions), "
+        f"or with one agent or room by `permissions grant {who} user <agent or room>`."
     )
 
 

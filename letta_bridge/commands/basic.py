@@ -17,8 +17,8 @@ from .doctor import examine
 from .empty import advice
 from .help import GROUP, HELP
 from .listing import known_rooms
-from .pausing import named
-from .show import bullets, count, escape, span
+from .pausing import paused
+from .show import bullets, count, escape, one_line, span
 from .table import Command, Need, Option, Reply
 
 _ASK_SECONDS = 5.0
@@ -105,12 +105,12 @@ async def _status(call: Call) -> Reply:
     }
     lines = [_head(data), "", *_checks(report["checks"]), *_tables(tables, data)]
     if alarms:
-        lines += ["", "**What is wrong now**", "", *(f"- {alarm.text} (for {span(alarm.age)})" for alarm in alarms)]
+        wrong = [f"- {one_line(alarm.text)} (for {span(alarm.age)})" for alarm in alarms]
+        lines += ["", "**What is wrong now**", "", *wrong]
     if data["frozen"]:
         lines += ["", "The guard is frozen: nothing is removed before an admin has looked (`guard` shows why)."]
     if pauses:
-        shown = [await named(call, pause.subject) for pause in pauses]
-        lines += ["", f"**Paused**: {', '.join(shown)}; `resume` with its name ends it."]
+        lines += ["", *[f"**Paused**: {await paused(call, pause)}" for pause in pauses]]
     lines += ["", await advice(call)]
     return Reply("\n".join(lines).strip(), data=data)
 
@@ -119,8 +119,8 @@ def _head(data: Mapping[str, Any]) -> str:
     state = "ready" if data["ready"] else "**not ready**"
     if data["ready"] and data["degraded"]:
         state = "ready, but **Letta does not work**"
-    letta = data["letta"] or "unknown"
-    return f"letta-bridge {data['version']} is {state}; up for {span(data['uptime'])}. Letta {letta}."
+    letta = f"Letta {data['letta']}." if data["letta"] else "Letta does not say its version."
+    return f"letta-bridge {data['version']} is {state}; up for {span(data['uptime'])}. {letta}"
 
 
 def _checks(checks: Mapping[str, Any]) -> list[str]:
@@ -146,7 +146,7 @@ def _tables(tables: Depths, data: Mapping[str, Any]) -> list[str]:
     failing = f"; {tables.agents_failing} cannot be made right now" if tables.agents_failing else ""
     waiting = [
         (tables.inbox_open, "to be decided", tables.inbox_age),
-        (sum(tables.turns.values()), "to be answered", tables.turn_age),
+        (sum(tables.turns.values()), "turns to be answered", tables.turn_age),
         (tables.outbox_pending, "to be sent", tables.outbox_age),
     ]
     queue = ", ".join(

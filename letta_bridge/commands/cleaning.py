@@ -135,14 +135,15 @@ async def _reset(call: Call) -> Reply:
         "(they would not be)",
         f"{count(found['conversations'], 'conversation')} of rooms with agents that it would not find again; they "
         "stay in Letta",
-        f"{count(found['permissions'], 'permission')} given by command, pauses, jobs, owners of agents",
+        f"{count(found['permissions'], 'permission')} given by command, {count(found['owners'], 'owner')} of agents, "
+        f"{count(found['pauses'], 'pause')}, {count(found['jobs'], 'job')} with what became of them",
     ]
     text = (
         f"**Everything that the bridge made in Matrix and remembers would be given up:**\n\n{bullets(lines)}\n\n"
-        f"Letta, its {count(found['agents'], 'agent')} and the homeserver would not be touched. Afterwards the bridge "
-        f"{after}.\n\n{confirm.how(call, nonce, phrase)}"
+        f"Letta, the agents in it and the homeserver would not be touched. Afterwards the bridge {after}."
+        f"\n\n{confirm.how(call, nonce, phrase)}"
     )
-    return Reply(text, data={**found, "confirm": f"{nonce} {phrase}"}, ok=False)
+    return Reply(text, data={**found, "confirm": f"{nonce} {phrase}"})
 
 
 COMMANDS = (

@@ -61,5 +61,7 @@ class Desk:
     sight: Sight = BLIND
     began: float = field(default_factory=time.monotonic)
     """When this process started; :func:`time.monotonic`."""
-    check_up: Callable[[], Awaitable[list[Mapping[str, Any]]]] | None = None
-    """The checks of ``letta-bridge check`` that make sense while the bridge runs; None in tests without them."""
+    check_up: Callable[[int], Awaitable[list[Mapping[str, Any]]]] | None = None
+    """The checks of ``letta-bridge check`` that make sense while the bridge runs, told how many agents are taken for
+    present in Letta; None in tests without them.
+    """

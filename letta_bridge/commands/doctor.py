@@ -9,7 +9,7 @@ from ..matrix.homeserver import HomeserverError
 from .call import Call
 from .empty import advice
 from .listing import known_rooms
-from .show import count, escape, name_of, span
+from .show import count, escape, name_of, one_line, span
 from .table import Reply
 from .words import homeserver_words
 
@@ -31,7 +31,8 @@ async def examine(call: Call) -> Reply:
     """Look everywhere."""
     findings: list[Finding] = []
     if call.desk.check_up is not None:
-        findings += await call.desk.check_up()
+        known = [row for row in await call.desk.agents.all() if row.state != "archived"]
+        findings += await call.desk.check_up(len(known))
     findings += await _agents(call)
     findings += await _alarms(call)
     findings += await _rooms(call)
@@ -74,7 +75,7 @@ async def _agents(call: Call) -> list[Finding]:
 async def _alarms(call: Call) -> list[Finding]:
     up = [alarm for alarm in await call.desk.alarms.all() if not alarm.cleared]
     return [
-        _finding("alarm", "warn", f"{alarm.text} (for {span(alarm.age)})", "see docs/troubleshooting.md")
+        _finding("alarm", "warn", f"{one_line(alarm.text)} (for {span(alarm.age)})", "see docs/troubleshooting.md")
         for alarm in up
     ]
 

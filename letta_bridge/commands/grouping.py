@@ -1,5 +1,6 @@
 """``room create``: a room with several agents."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..ids import MXID, RoomID
@@ -39,7 +40,7 @@ async def _room_create(call: Call) -> Reply:
 
 
 async def _not_twice(call: Call, args: dict[str, Any]) -> None:
-    """One line that is sent twice makes one room.
+    """One line that is sent twice makes one room, also with other people: those are invited to the one there is.
 
     Raises:
         CommandError: who asks has such a room; says where it is.
@@ -48,8 +49,9 @@ async def _not_twice(call: Call, args: dict[str, Any]) -> None:
     if call.args["another"] or await desk.jobs.by_key(f"room|{call.key}") is not None:
         return
     again = "To have another one like it, add `--another`."
+    people = " `invite` brings more people in."
     for job in await desk.jobs.newest(_JOBS):
-        if job.kind != "room" or job.asked_by != call.who or job.args != args:
+        if job.kind != "room" or job.asked_by != call.who or not _alike(job.args, args):
             continue
         if job.state == "open":
             raise CommandError(f"That room is being made already (job {job.job_id}). {again}")
@@ -57,7 +59,12 @@ async def _not_twice(call: Call, args: dict[str, Any]) -> None:
         here = await desk.rooms.membership(room, MXID(args["for"] or desk.homeserver.bot_mxid))
         if job.state == "done" and here in ("join", "invite"):
             link = room_link(room, args["shown"] or "the room", desk.homeserver.domain)
-            raise CommandError(f"You have made that room already: {link}. {again}")
+            raise CommandError(f"You have made that room already: {link}.{people} {again}")
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two rooms have the same name and the same agents."""
+    return one.get("name") == other["name"] and set(one.get("agents", ())) == set(other["agents"])
 
 
 def _several(text: str | None) -> list[str]:
@@ -80,7 +87,7 @@ COMMANDS = (
         ),
         (
             Option("invite", "further people, separated by commas"),
-            Option("another", "also if you have made such a room already", switch=True),
+            Option("another", "also if you have made a room of this name with these agents already", switch=True),
         ),
         details=(
             "Everybody who is invited first (you, or the first of `--invite` on the command line) may do everything "

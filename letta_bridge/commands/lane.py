@@ -12,7 +12,7 @@ from ..ids import CONTENT_KEY, JobID, RoomID
 from ..lanes import Fence, FencedError
 from ..matrix.homeserver import HomeserverError
 from ..matrix.splitter import split
-from . import parse
+from . import allow, parse
 from .carry import Asked, Carrier
 from .table import CommandError, Reply
 from .words import homeserver_words
@@ -83,7 +83,7 @@ class CommandLane:
         asked = Asked(
             line=line,
             who=row.sender,
-            level=desk.permissions.level(row.sender),
+            level=await allow.level_of(desk, row.sender),
             via="room",
             key=row.event_id,
             room_id=row.room_id,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..db.database import Connection
@@ -266,7 +267,10 @@ COMMANDS = (
         _drop,
         GROUP,
         args=(_LETTER,),
-        options=(CONFIRM,),
+        options=(replace(CONFIRM, help="for `all`: what its preview says; the last thing on the line"),),
+        details="One dead letter is cleared away at once; it was given up before, and `dead` shows it. `drop all` "
+        "first shows how many that would be, and is done when the line shown is typed. What was cleared away cannot be "
+        "tried again.",
         examples=("drop o5", "drop all"),
         changes=True,
         private=True,

@@ -247,7 +247,7 @@ async def _unconfirmed(call: Call, agent: AgentRow) -> Reply | None:
         f"{bullets(lines)}\n\nIts room in Matrix would stay readable. `despawn {agent.agent_id}` without "
         f"`--delete-agent` keeps it in Letta.\n\n{confirm.how(call, nonce, phrase)}"
     )
-    return Reply(text, data={"agent": agent.agent_id, "confirm": f"{nonce} {phrase}", "messages": messages}, ok=False)
+    return Reply(text, data={"agent": agent.agent_id, "confirm": f"{nonce} {phrase}", "messages": messages})
 
 
 def _phrase(agent: AgentRow) -> str:

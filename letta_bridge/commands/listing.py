@@ -1,16 +1,18 @@
 """Lists: ``agents``, ``agent``, ``rooms``, ``users``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from ..db import overview
 from ..db.agents import AgentRow
 from ..db.overview import Work
+from ..db.pauses import EVERYTHING
 from ..ids import MXID, RoomID
 from ..mirror.history import FAILED as HISTORY_FAILED
 from ..routing import rights
-from . import allow
+from ..routing.permissions import Level
+from . import allow, lookup
 from .call import Call
 from .desk import Desk
 from .empty import advice
@@ -38,7 +40,7 @@ async def known_rooms(desk: Desk) -> list[KnownRoom]:
     agents = {row.mxid: row for row in await desk.agents.all()}
     portals = {row.portal_room for row in agents.values() if row.portal_room}
     management = await desk.management.rooms()
-    spaces = {row.in_space for row in agents.values() if row.in_space}
+    spaces = {row.in_space for row in agents.values() if row.in_space} | {desk.directory.space_room}
     found = []
     for look in await overview.rooms(desk.db):
         ours = [mxid for mxid in look.joined if desk.directory.is_ours(mxid)]
@@ -83,6 +85,10 @@ def paged(lines: Sequence[str], page: int | None, command: str) -> str:
 
 async def _agents(call: Call) -> Reply:
     rows = [row for row in await call.desk.agents.all() if row.state != "archived" or call.args["all"]]
+    if not call.admin and call.desk.permissions.level(call.who) < Level.USER:
+        rows = await lookup.theirs(call.desk, rows, call.who)
+        if not rows:
+            return Reply("There is no agent that you may use, but for those in rooms where you were let in.", data=[])
     search = " ".join((call.args["search"] or "").split()).casefold()
     found = [row for row in rows if search in (row.shown_name or row.name).casefold() or search == row.agent_id]
     if not rows:
@@ -90,23 +96,36 @@ async def _agents(call: Call) -> Reply:
     if not found:
         return Reply(f"None of the {count(len(rows), 'agent')} has that in its name.", data=[], ok=True)
     works = await overview.work(call.desk.db)
-    data = [_agent_data(row, works.get(row.agent_id, Work())) for row in found]
-    lines = [_agent_line(row, works.get(row.agent_id, Work()), call.admin) for row in found]
+    paused = {pause.subject for pause in await call.desk.pauses.all()}
+    data = [_agent_data(row, works.get(row.agent_id, Work())) | {"paused": _pause_of(row, paused)} for row in found]
+    lines = [
+        _agent_line(row, works.get(row.agent_id, Work()), call.admin, paused=rights.of_agent(row.agent_id) in paused)
+        for row in found
+    ]
     heading = "One agent:" if len(found) == 1 else f"{len(found):,} agents:"
+    if EVERYTHING in paused:
+        heading = f"All agents are paused.\n\n{heading}"
     again = "agents" + (f" {search}" if search else "")
     return Reply(f"{heading}\n\n{paged(lines, call.args['page'], again)}", data=data)
 
 
-def _agent_line(row: AgentRow, work: Work, admin: bool) -> str:
+def _pause_of(row: AgentRow, paused: Set[str]) -> str | None:
+    """The widest pause that holds the agent up wherever it is."""
+    return next((subject for subject in (EVERYTHING, rights.of_agent(row.agent_id)) if subject in paused), None)
+
+
+def _agent_line(row: AgentRow, work: Work, admin: bool, *, paused: bool) -> str:
     parts = [user_link(row)]
     if row.portal_room:
         parts.append(portal_link(row))
     if row.state != "active" or row.error:
         parts.append(row.state + (" (cannot be made right now)" if row.error and row.state == "new" else ""))
+    if paused:
+        parts.append("paused")
     if row.owner:
         parts.append(f"of {escape(row.owner)}")
     if admin and work.waiting:
-        parts.append(f"{work.waiting} waiting")
+        parts.append(f"{count(work.waiting, 'message')} waiting")
     if admin and work.last is not None:
         parts.append(f"last turn {ago(work.last)}")
     return " · ".join(parts)
@@ -144,14 +163,15 @@ async def _agent(call: Call) -> Reply:
     lines = [
         f"Letta id: `{row.agent_id}`",
         f"Matrix id: `{row.mxid}`",
-        f"state: {state}" + (", despawned" if row.dismissed else ""),
+        f"state: {state}" + (", despawned" if row.dismissed else "") + (", paused" if pause is not None else ""),
         f"model: {escape(row.model) or 'unknown'}",
         f"tags: {', '.join(escape(tag) for tag in row.tags) or 'none'}",
         f"owner: {row.owner or 'nobody'}" + (f" ({row.origin})" if row.origin != "letta" else ""),
         f"room: {portal_link(row, 'its own') or 'none yet'}",
     ]
     if pause is not None:
-        lines.append(f"paused by {pause.by}, {ago(pause.age)}: {escape(pause.reason) or 'no reason given'}")
+        what = "everything is paused" if pause.subject == EVERYTHING else "paused"
+        lines.append(f"{what} by {pause.by}, {ago(pause.age)}: {escape(pause.reason) or 'no reason given'}")
     if await allow.refused_agent(desk, call.who, call.level, row, "see everything of") is not None:
         data.pop("error", None)
     elif not call.management:
@@ -262,8 +282,8 @@ COMMANDS = (
         GROUP,
         args=(Arg("search", "text", "a part of the name", required=False, rest=True),),
         options=(_PAGE_OPTION, Option("all", "archived ones too", switch=True)),
-        details="With links to each agent and its room, its state where that is not active, its owner, and for "
-        "administrators how many messages wait and when it last answered.",
+        details="With links to each agent and its room, its state where that is not active, whether it is paused, "
+        "its owner, and for administrators how many messages wait and when it last answered.",
         examples=("agents", "agents research", "agents --page 2"),
     ),
     Command(

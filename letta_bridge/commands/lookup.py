@@ -1,5 +1,6 @@
 """From what somebody calls an agent, a room or a person to the thing itself."""
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
@@ -10,13 +11,15 @@ from ..routing import rights
 from ..routing.permissions import Level
 from .call import CTL
 from .desk import Desk
-from .parse import Given, did_you_mean, linked, shown, things
+from .parse import Given, did_you_mean, linked, of_text, shown, things
 from .show import escape
 from .table import CommandError
 
 _MXID = re.compile(r"@[^\s:@]+:[^\s@]+")
 _LONGEST_ID = 255
 _LISTED = 10
+_WORDS = ("all", "here")
+"""What means something else where an agent is named."""
 
 
 async def look_up(desk: Desk, given: Given, room_id: RoomID, who: str) -> dict[str, Any]:
@@ -68,7 +71,7 @@ async def agent(desk: Desk, text: str, room_id: RoomID, who: str) -> AgentRow:
     rows = await desk.agents.all()
     text = linked(text.strip()) or text.strip()
     if who != CTL and desk.permissions.level(who) < Level.USER:
-        rows = await _theirs(desk, rows, who)
+        rows = await theirs(desk, rows, who)
         if not rows:
             raise CommandError(f"There is no agent {shown(text)} that you may use.")
     if text.casefold() == "here" and room_id:
@@ -76,7 +79,10 @@ async def agent(desk: Desk, text: str, room_id: RoomID, who: str) -> AgentRow:
     return choose(rows, text)
 
 
-async def _theirs(desk: Desk, rows: Sequence[AgentRow], who: str) -> list[AgentRow]:
+async def theirs(desk: Desk, rows: Sequence[AgentRow], who: str) -> list[AgentRow]:
+    """Those of the agents that somebody may use, and so may know of."""
+    if who == CTL:
+        return list(rows)
     whole, given = desk.permissions.grant(who), await desk.access.all()
     return [
         row
@@ -122,6 +128,17 @@ def choose(rows: Sequence[AgentRow], text: str) -> AgentRow:
         raise CommandError("There are no agents yet; `agents` says what to do.")
     meant = did_you_mean(text, (name for row in rows for name in _names(row) if name.strip()))
     raise CommandError(f"There is no agent {shown(text)}.{meant} `agents` lists them.")
+
+
+def handle(rows: Sequence[AgentRow], row: AgentRow) -> str:
+    """What people type for the agent: its name where that names nobody else and can be typed, else its id."""
+    name = row.shown_name or row.name
+    typed = f'"{name}"' if " " in name else name
+    if re.fullmatch(r"[^\W_][\w. -]*", name) and name.casefold() not in _WORDS:
+        with contextlib.suppress(CommandError):
+            if choose(rows, name).agent_id == row.agent_id and [word.text for word in of_text(typed).words] == [name]:
+                return typed
+    return row.agent_id
 
 
 def _names(row: AgentRow) -> tuple[str, ...]:

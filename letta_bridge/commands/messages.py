@@ -121,9 +121,11 @@ COMMANDS = (
         GROUP,
         args=(Arg("what", "text", "an agent or a room; without it, everything", required=False, rest=True),),
         options=(Option("since", "from when on: `7d`, `12h`, or a date"),),
-        details="Each line has `at` (seconds since 1970), `direction` (`in`, `out`), `room`, `sender`, `event`, "
-        f"`agent`, `state`, `why` and `body`. At most {_MOST:,} lines at a time, fewer where they are large. In a "
-        "room it comes as a file, on the command line to standard output.",
+        details="Each line has `at` (when the bridge got it or sent it, in seconds since 1970: what was read back, as "
+        "after a restore, was got then), `direction` (`in`, `out`), `room`, `sender`, `event`, `agent`, `state`, `why` "
+        "and `body`; what came in also has `sent_at`, when its sender's homeserver says that it was written. At most "
+        f"{_MOST:,} lines at a time, fewer where they are large. In a room it comes as a file, on the command "
+        "line to standard output.",
         examples=("export Scout --since 7d", "export"),
         private=True,
     ),

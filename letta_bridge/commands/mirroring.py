@@ -192,7 +192,7 @@ async def _unconfirmed(call: Call, old: AgentRow, new: Agent) -> Reply | None:
         f"**{shown} would get the place of {name_of(old)}**, and nothing takes that back:\n\n{bullets(lines)}\n\n"
         f"{confirm.how(call, nonce)}"
     )
-    return Reply(text, data={"old": old.agent_id, "new": new.id, "confirm": nonce}, ok=False)
+    return Reply(text, data={"old": old.agent_id, "new": new.id, "confirm": nonce})
 
 
 async def _new_agent(call: Call, old: AgentRow) -> Agent:

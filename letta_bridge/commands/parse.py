@@ -24,6 +24,8 @@ _MATRIX_URI = re.compile(r"matrix:(?P<kind>u|user|r|room|roomid)/(?P<id>[^/?#\s]
 _SIGILS = {"u": "@", "user": "@", "r": "#", "room": "#", "roomid": "!"}
 _LONGEST = 60
 _COMPARED = 500
+_SURE = 0.75
+"""How like a misspelt choice must be: all of them are listed anyway, and a wrong one does something else."""
 ENDLESS = "confirm"
 """The option that takes everything behind it: what somebody types to confirm may have blanks."""
 
@@ -181,7 +183,7 @@ def shown(text: str) -> str:
     return f"`{text if len(text) <= _LONGEST else text[:_LONGEST] + '…'}`"
 
 
-def similar(word: str, known: Iterable[str]) -> list[str]:
+def similar(word: str, known: Iterable[str], likeness: float = 0.6) -> list[str]:
     """What somebody may have meant instead of ``word``, likeliest first, at most three."""
     by_key: dict[str, str] = {}
     for name in known:
@@ -190,14 +192,14 @@ def similar(word: str, known: Iterable[str]) -> list[str]:
     compared = list(by_key)
     if len(compared) > _COMPARED:  # comparing takes its time, and somebody can ask for it as often as they like
         compared = [name for name in compared if name[:1] == key[:1]][:_COMPARED]
-    close = difflib.get_close_matches(key, compared, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(key, compared, n=3, cutoff=likeness)
     begun = [name for name in by_key if len(key) > 1 and name.startswith(key) and name not in close]
     return [by_key[name] for name in (*close, *sorted(begun))[:3]]
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean …?``, or nothing."""
-    names = [shown(name) for name in similar(word, known)]
+def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """`` Did you mean …?``, or nothing. ``likeness`` is from 0 to 1."""
+    names = [shown(name) for name in similar(word, known, likeness)]
     return f" Did you mean {' or '.join(names)}?" if names else ""
 
 
@@ -329,7 +331,7 @@ def _typed(command: Command, thing: Arg | Option, text: str, table: Table) -> An
             if choice.casefold() == text.casefold():
                 return choice
         known = ", ".join(f"`{choice}`" for choice in thing.choices)
-        raise _wrong(command, f"{shown(text)} is none of {known}.{did_you_mean(text, thing.choices)}")
+        raise _wrong(command, f"{shown(text)} is none of {known}.{did_you_mean(text, thing.choices, _SURE)}")
     if thing.kind == "command":
         return find(table, of_words(text.split()))[0]
     if not text.strip() and thing.kind != "text":

@@ -6,10 +6,11 @@ from ..db.turns import agent_lane
 from ..delivery.paused import told_prefix
 from ..ids import AgentID
 from ..routing.permissions import Level
+from . import lookup
 from .call import CTL, Call
-from .show import escape, name_of, span
+from .show import ago, escape, name_of, span
 from .table import Arg, Command, CommandError, Need, Reply
-from .targets import HERE, Target, target
+from .targets import HERE, Target, handle, target
 
 _ALL = Target(EVERYTHING, "everything")
 _FEW = 50
@@ -29,11 +30,12 @@ async def _pause(call: Call) -> Reply:
     if lanes is None:
         known = next((pause for pause in await desk.pauses.all() if pause.subject == where.subject), None)
         since = "" if known is None else f", for {span(known.age)}, by {known.by}{_because(known.reason)}"
-        return Reply(f"{_capital(where.shown)} is paused already{since}. {_how_to_end(where)}")
+        return Reply(f"{_capital(where.shown)} is paused already{since}. {await _how_to_end(call, where)}")
     _wake_here(call, lanes)
     return Reply(
         f"Paused: {where.shown}{_because(reason)}. Messages are kept and answered afterwards; each room is told so "
-        f"once. What is being answered now is finished; `!stop` in its room ends that. {_how_to_end(where)}",
+        f"once. What is being answered now is finished; `!stop` in its room ends that. "
+        f"{await _how_to_end(call, where)}",
         data={"paused": where.subject, "reason": reason},
     )
 
@@ -44,8 +46,8 @@ async def _resume(call: Call) -> Reply:
     pauses = {pause.subject: pause for pause in await desk.pauses.all()}
     if (pause := pauses.get(where.subject)) is not None and not _may_end(call, pause):
         raise CommandError(
-            f"{_capital(where.shown)} was paused by an administrator of the bridge{_because(pause.reason)}; only "
-            "administrators can resume it."
+            f"{_capital(where.shown)} was paused by {_who(pause, where)}{_because(pause.reason)}; only administrators "
+            "can resume it."
         )
 
     async def work(conn: Connection) -> list[str] | None:
@@ -129,13 +131,36 @@ async def named(call: Call, subject: str) -> str:
     return f"the room `{name}`" if kind == "room" else "everything (`resume all`)"
 
 
+async def paused(call: Call, pause: Pause) -> str:
+    """A pause in one line: what, why, by whom, since when, and what ends it."""
+    kind, _, name = pause.subject.partition(":")
+    what, ends = await named(call, pause.subject), EVERYTHING if kind == EVERYTHING else name
+    if kind == EVERYTHING:
+        what = "everything"
+    elif kind == "agent" and (agent := await call.desk.agents.get(AgentID(name))) is not None:
+        ends = lookup.handle(await call.desk.agents.all(), agent)
+    return f"{what}{_because(pause.reason)}, by {escape(pause.by)} {ago(pause.age)}; `resume {ends}` ends it."
+
+
 def _because(reason: str) -> str:
     return f" ({escape(reason)})" if reason else ""
 
 
-def _how_to_end(where: Target) -> str:
-    name = where.agent.agent_id if where.agent else where.room_id or EVERYTHING
-    return f"`resume {name}` ends it."
+def _who(pause: Pause, where: Target) -> str:
+    """The administrator who paused it; also as its owner, which is what rooms were told."""
+    if pause.by == CTL:
+        return "an administrator on the bridge's machine"
+    owner = where.agent is not None and where.agent.owner == pause.by
+    return f"{escape(pause.by)}, {'its owner and ' if owner else ''}an administrator of the bridge"
+
+
+async def ending(call: Call, where: Target) -> str:
+    """What is typed to end a pause."""
+    return f"resume {await handle(call, where) if where.subject != EVERYTHING else EVERYTHING}"
+
+
+async def _how_to_end(call: Call, where: Target) -> str:
+    return f"`{await ending(call, where)}` ends it."
 
 
 def _capital(text: str) -> str:

@@ -13,7 +13,7 @@ from . import lookup
 from .call import CTL, Call
 from .show import bullets, name_of
 from .table import Arg, Command, CommandError, Need, Reply
-from .targets import Target, target
+from .targets import Target, handle, target
 
 _DOMAIN = re.compile(r"(?=.{1,255}\Z)(?:[a-z0-9][a-z0-9.-]*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.I)
 _GROUP = "Permissions"
@@ -91,8 +91,9 @@ async def _grant(call: Call) -> Reply:
     may = {"none": "may not use", "user": "may talk to", "admin": "may do what owners may with"}[level]
     if where.agent is None:
         may = {"none": "may not talk to agents in", "user": "may talk to agents in", "admin": "administers"}[level]
+    back = f"permissions revoke {who} {await handle(call, where)}"
     return Reply(
-        f"`{who}` {may} {where.shown} from now on. `permissions revoke {who} {_name(where)}` takes that back.",
+        f"`{who}` {may} {where.shown} from now on. `{back}` takes that back.",
         data={"on": where.subject, "who": who, "level": level},
     )
 
@@ -186,7 +187,7 @@ async def _invite(call: Call) -> Reply:
         raise CommandError(f"{person} is the bridge's own user. Agents are invited from your client, like anybody.")
     room_id = where.room_id or (where.agent.portal_room if where.agent is not None else None)
     if not room_id:
-        raise CommandError(f"{where.shown} has no room yet; `agent {_name(where)}` shows what is missing.")
+        raise CommandError(f"{where.shown} has no room yet; `agent {await handle(call, where)}` shows what is missing.")
     known = {"join": "is in", "invite": "is invited to"}.get(await desk.rooms.membership(room_id, person) or "")
     if known:
         return Reply(f"{person} {known} {_its_room(where)} already.{await _hint(call, person, where)}")
@@ -232,7 +233,7 @@ async def _hint(call: Call, person: MXID, where: Target) -> str:
         return f" They may not talk to agents: {grant}. Only the configuration can change that."
     return (
         f" They may not talk {'to it' if where.agent is not None else 'there'} yet: {grant}. "
-        f"`permissions grant {person} user {_name(where)}` lets them."
+        f"`permissions grant {person} user {await handle(call, where)}` lets them."
     )
 
 
@@ -253,11 +254,6 @@ async def _may(call: Call, person: MXID, where: Target) -> Grant:
 
 def _its_room(where: Target) -> str:
     return f"the room of {where.shown}" if where.agent is not None else where.shown
-
-
-def _name(where: Target) -> str:
-    """What leads to the same target wherever it is typed."""
-    return where.agent.agent_id if where.agent is not None else where.room_id
 
 
 def _why(grant: Grant) -> str:
@@ -284,7 +280,8 @@ _DETAILS = (
     "lets them use its commands as its owner does. Of several grants the most specific counts: full Matrix id, domain, "
     "`*`. Owners may give `user`, `none` and `admin` on their agents to people by their full Matrix id, but not let in "
     "again whom an administrator shut out with `none`. Administrators of the configuration are never shut out, and "
-    "whom it names with `none` by full id is never let in."
+    "whom it names with `none` by full id is never let in. Who owns an agent is said when it is made: "
+    "`summon <name> --owner <user>`."
 )
 COMMANDS = (
     Command(

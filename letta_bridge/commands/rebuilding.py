@@ -23,6 +23,7 @@ def _told(report: RebuildReport) -> str:
     found = [
         (len(report.agents), "agent"),
         (len(report.portals), "agent's room"),
+        (len(report.told), "agent's lost owner or dismissal"),
         (int(report.space is not None), "space"),
         (len(report.past), "former room"),
         (len(report.rooms), "other room"),

@@ -19,6 +19,11 @@ def escape(text: str) -> str:
     return _BLOCK.sub(r"\1\\\2", _EMPHASIS.sub(r"\\_", escaped))
 
 
+def one_line(text: str) -> str:
+    """Markdown of several paragraphs as it fits into a list."""
+    return " ".join(text.split())
+
+
 def code(text: str) -> str:
     """An id as it is, also one that somebody made to look like something else."""
     return "`" + " ".join(text.replace("`", "'").split()) + "`"

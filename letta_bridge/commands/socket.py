@@ -165,7 +165,8 @@ class CtlServer:
 
 
 def _shown(reply: Reply) -> dict[str, Any]:
-    shown: dict[str, Any] = {"text": reply.text, "data": reply.data, "ok": reply.ok}
+    text = reply.text.replace(f"`{parse.PREFIX} ", "`letta-bridge ctl ")
+    shown: dict[str, Any] = {"text": text, "data": reply.data, "ok": reply.ok}
     if reply.file is not None:
         name, data = reply.file
         shown["file"] = {"name": name, "base64": base64.b64encode(data).decode()}

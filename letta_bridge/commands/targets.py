@@ -55,6 +55,15 @@ async def target(call: Call, text: str) -> Target:
     return Target(rights.of_agent(agent.agent_id), name_of(agent), agent)
 
 
+async def handle(call: Call, where: Target) -> str:
+    """What leads to the same target wherever it is typed, as people would type it: an agent's name where that is
+    enough, else an id.
+    """
+    if where.agent is None:
+        return where.room_id
+    return lookup.handle(await call.desk.agents.all(), where.agent)
+
+
 def of_room(room_id: RoomID, *, here: bool = False) -> Target:
     """A room as what a command is about."""
     return Target(rights.of_room(room_id), "this room" if here else f"the room `{room_id}`", room_id=room_id)

@@ -44,6 +44,18 @@ class AccessTable:
         rows = await (reader or self._db).fetch("SELECT * FROM access WHERE subject = $1 ORDER BY who", subject)
         return [Access(row["subject"], row["who"], row["level"], row["by_user"]) for row in rows]
 
+    async def to(self, names: Iterable[str], reader: Reader | None = None) -> list[Access]:
+        """What was given to these: a full Matrix id, its domain, ``*``."""
+        found: list[Access] = []
+        for who in names:
+            rows = await (reader or self._db).fetch("SELECT * FROM access WHERE who = $1 ORDER BY subject", who)
+            found += [Access(row["subject"], row["who"], row["level"], row["by_user"]) for row in rows]
+        return found
+
+    async def owns(self, who: str, reader: Reader | None = None) -> bool:
+        """Whether an agent is this person's."""
+        return bool(await (reader or self._db).fetchval("SELECT 1 FROM agent WHERE owner = $1 LIMIT 1", who))
+
     async def in_room(self, room_id: RoomID, agents: Iterable[AgentID], reader: Reader | None = None) -> list[Access]:
         """What was given on a room and on these agents."""
         given = await self.on(f"room:{room_id}", reader)

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from .database import Connection, Database, Row, clean
 
+_MOST_NEWS = 50
+"""Lines of news that are told in one message."""
+
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
@@ -44,6 +47,14 @@ class Alarms:
         """It is so now in a way that has to be told even if an earlier one was."""
         await conn.execute("DELETE FROM alarm WHERE topic = $1", topic)
         await self.raise_(conn, topic, text)
+
+    async def add_news(self, conn: Connection, topic: str, text: str) -> None:
+        """Something to be told once; together with what waits to be told under this topic."""
+        row = await conn.fetchrow("SELECT text FROM alarm WHERE topic = $1 AND told_at IS NULL", topic)
+        waiting = str(row["text"]).split("\n") if row is not None else []
+        if len(waiting) >= _MOST_NEWS:  # the newest; all of them stand in the log
+            waiting = waiting[1 - _MOST_NEWS :]
+        await self.renew(conn, topic, "\n".join([*waiting, text]))
 
     async def drop_told(self, conn: Connection, topic: str) -> None:
         """Forget what was only news, once it was told."""

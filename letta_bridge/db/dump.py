@@ -93,7 +93,7 @@ class DumpWriter:
     def _may_replace(self) -> None:
         """Only another backup is ever replaced, or an empty file: names are mistyped, and the database has one too."""
         if not self._overwrite:
-            raise BackupError(f"{self._path} exists already. Give another name, or say that it may be replaced.")
+            raise BackupError(f"{self._path} exists already. Give another name, or add `--overwrite` to replace it.")
         about = self._path.stat()
         if stat.S_ISREG(about.st_mode) and not about.st_size:
             return

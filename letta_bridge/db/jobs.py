@@ -1,7 +1,7 @@
 """Work of several steps, begun by a command or by the mirror: the ``job`` table."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +134,18 @@ class Jobs:
             float(delay),
             clean(error)[:500],
         )
+
+    async def end_waits(self, conn: Connection, errors: Sequence[str]) -> list[str]:
+        """Jobs that wait because of such an error (patterns of LIKE) need not wait for their next try; their lanes."""
+        lanes = []
+        for error in errors:
+            rows = await conn.fetch(
+                f"UPDATE job SET not_before = 0 WHERE state IN {OPEN} AND not_before > {self._db.now} "
+                "AND error LIKE $1 RETURNING job_id",
+                error,
+            )
+            lanes += [job_lane(JobID(row["job_id"])) for row in rows]
+        return lanes
 
     async def undo(self, conn: Connection, job_id: JobID, error: str) -> None:
         """It cannot be finished: from now on its steps are taken back."""

@@ -82,8 +82,11 @@ async def _pages(db: Database, query: str, wish: Wish, most: int, most_bytes: in
 
 
 def _came(row: Row) -> dict[str, Any]:
-    content = _object(_object(row["body"]).get("content"))
-    return _entry(row, "in", content) | {"why": row["decision"]}
+    event = _object(row["body"])
+    written = event.get("origin_server_ts")
+    entry = _entry(row, "in", _object(event.get("content")))
+    sent_at = written / 1000 if isinstance(written, int) else None
+    return entry | {"sent_at": sent_at, "why": row["decision"]}
 
 
 def _went(row: Row) -> dict[str, Any]:

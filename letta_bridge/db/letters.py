@@ -136,7 +136,10 @@ class Letters:
         return await conn.fetchrow(statement, key, why) is not None
 
 
-_SENDER = "COALESCE((SELECT MIN(e.sender) FROM turn_event e WHERE e.turn_id = t.turn_id), '')"
+_SENDER = (  # of what was said before a restore only the event that was read back tells who it was
+    "COALESCE((SELECT MIN(e.sender) FROM turn_event e WHERE e.turn_id = t.turn_id AND e.sender <> ''), "
+    "(SELECT MIN(i.sender) FROM turn_event e JOIN inbox i ON i.event_id = e.event_id WHERE e.turn_id = t.turn_id), '')"
+)
 _KEPT = (
     "CASE WHEN EXISTS (SELECT 1 FROM turn_event e WHERE e.turn_id = t.turn_id AND e.withdrawn = 0 AND e.text <> '') "
     "THEN 1 ELSE 0 END"

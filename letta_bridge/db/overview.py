@@ -71,5 +71,7 @@ async def work(db: Database, only: AgentID | None = None) -> dict[AgentID, Work]
 
 async def last_words(db: Database) -> dict[MXID, float]:
     """Seconds since each person last wrote to an agent."""
-    rows = await db.fetch(f"SELECT sender, {db.now} - MAX(created_at) AS age FROM turn_event GROUP BY sender")
+    rows = await db.fetch(
+        f"SELECT sender, {db.now} - MAX(created_at) AS age FROM turn_event WHERE sender <> '' GROUP BY sender"
+    )  # whose a message from before a restore was is not always known
     return {MXID(row["sender"]): float(row["age"]) for row in rows}

@@ -55,5 +55,8 @@ async def counts(db: Reader) -> dict[str, int]:
         "waiting": "SELECT COUNT(*) FROM turn WHERE state IN ('queued', 'running')",
         "conversations": "SELECT COUNT(*) FROM conversation",
         "permissions": "SELECT COUNT(*) FROM access",
+        "pauses": "SELECT COUNT(*) FROM pause",
+        "jobs": "SELECT COUNT(*) FROM job",
+        "owners": "SELECT COUNT(*) FROM agent WHERE owner <> ''",
     }
     return {name: int(await db.fetchval(query)) for name, query in queries.items()}

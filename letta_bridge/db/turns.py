@@ -1,6 +1,6 @@
 """What agents have to do: the ``turn`` and ``turn_event`` tables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..ids import MXID, AgentID, ConversationID, EventID, Otid, RoomID, RunID, TurnID
@@ -371,6 +371,16 @@ class Turns:
             f"UPDATE turn SET not_before = 0 WHERE lane = $1 AND state IN {OPEN} AND state = 'queued'",
             agent_lane(agent_id),
         )
+
+    async def end_waits(self, conn: Connection, reasons: Sequence[str]) -> list[str]:
+        """What turns wait for by one of these reasons is over, whosever they are; the lanes that can go on."""
+        lanes = set()
+        for reason in reasons:
+            rows = await conn.fetch(
+                f"UPDATE turn SET not_before = 0 WHERE state IN {OPEN} AND wait_reason = $1 RETURNING lane", reason
+            )
+            lanes |= {str(row["lane"]) for row in rows}
+        return sorted(lanes)
 
     async def tidy(self) -> None:
         """At a start: whatever turns waited for may be over, so each is tried again at once; and what was shown whole

@@ -20,6 +20,7 @@ from ..letta.backend import Backend
 from ..letta.errors import Kind, LettaError
 from ..matrix.homeserver import Homeserver
 from ..mirror.directory import Directory
+from ..mirror.guard import Guard
 from ..routing.permissions import Permissions
 from ..sight import BLIND, Sight
 from .presence import Presence
@@ -138,6 +139,7 @@ class TurnContext:
     troubles: Troubles
     notes: Settings
     restored: Restored
+    guard: Guard
     settings: TurnSettings
     sight: Sight = BLIND
     outage: Outage = field(default_factory=Outage)

@@ -254,7 +254,8 @@ class Dispatcher:
     async def _decide(self, event: StoredEvent, scene: Scene) -> _Decided:
         seen: Seen = await self._scenes.seen(event, scene.view)
         whole = self._c.permissions.grant(event.sender)
-        decision = decide(seen.view, scene.view, whole, scene.rights(whole))
+        known = event.sender in scene.known
+        decision = decide(seen.view, scene.view, whole, scene.rights(whole), known=known)
         if event.doubtful and decision.action is Action.COMMAND:  # nobody can tell whether it was carried out
             said = Notice(errors.RESTORED_COMMAND, "restored-command", again_after=3600.0)
             decision = Decision(Action.NOTICE, "a command from before the restore", notice=said)

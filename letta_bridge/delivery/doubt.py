@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 
+from .. import errors
 from ..db.restored import possible_otids
 from ..db.turns import TurnMessage
 from ..ids import ConversationID, RunID
@@ -24,8 +25,14 @@ class DoubtfulTurn(TurnWork):
     """What a turn does that was open when its database was restored, or that answers a message of the time before."""
 
     async def _room_unread(self) -> bool:
-        """Whether the room may still tell that all of it was answered."""
-        return self._turn.doubtful and await self._c.restored.waits(self._turn.room_id)
+        """Whether the room may still tell that all of it was answered, or may turn out to be the agent's portal: then
+        its conversation is another one.
+        """
+        if not self._turn.doubtful:
+            return False
+        agent = self._agent
+        homeless = agent.portal_room is None and agent.state in ("new", "active") and not agent.error
+        return homeless or await self._c.restored.waits(self._turn.room_id)
 
     async def _begin_look(self, conversation: ConversationID) -> bool:
         """``running`` without having handed anything over; False when it is not queued any more."""
@@ -66,21 +73,30 @@ class DoubtfulTurn(TurnWork):
         ):
             await self._close("done", "answered together with another message")
             return False
-        shown = await self._c.outbox.state_of(self._replies(messages).first_txn(0)) == "sent"
-        if shown and not isinstance(outcome, Finished | Live):
-            await self._leave_shown(messages)
-            return False
-        if isinstance(outcome, Unknown):
+        if isinstance(outcome, Unknown):  # Letta keeps a message in its history only once the agent has made a step
             return True
+        if not isinstance(outcome, Finished | Live) and await self._is_shown(messages):
+            await self._uncertain("its answer broke off before the restore")
+            return False
         run_id: RunID | None = None if isinstance(outcome, NotDelivered) else outcome.run_id
         await self._c.lanes.write(self._fence, lambda conn: self._c.turns.no_doubt(conn, turn.turn_id, run_id))
         await self._reread()
         return True
 
-    async def _leave_shown(self, messages: Sequence[TurnMessage]) -> None:
-        """The room shows an answer of which Letta knows nothing (more): whatever it was, it is not asked for again."""
-        text = await self._c.outbox.text_of(self._replies(messages).first_txn(0))
-        if text is not None and text.endswith(LIVE_MARK):
-            await self._uncertain("its answer broke off before the restore")
-        else:
+    async def _is_shown(self, messages: Sequence[TurnMessage]) -> bool:
+        """Whether the room shows an answer, or the beginning of one."""
+        return await self._c.outbox.state_of(self._replies(messages).first_txn(0)) == "sent"
+
+    async def _uncertain(self, detail: str) -> None:
+        """Also where the room shows an answer of which Letta knows nothing (more): it is not asked for again."""
+        if not self._turn.doubtful:
+            await super()._uncertain(detail)
+            return
+        messages = await self._c.turns.messages(self._turn.turn_id)
+        text = await self._c.outbox.text_of(self._replies(messages).first_txn(0)) if messages else None
+        if messages and await self._is_shown(messages) and not str(text).endswith(LIVE_MARK):
             await self._close("done", "answered before the restore")
+            return
+        extra = {"action": "turn_uncertain", "turn": self._turn.turn_id}
+        log.warning("what became of a turn from before the restore stays unknown", extra=extra)
+        await self._tell_and_close(errors.LOST_IN_RESTORE, "uncertain", detail)

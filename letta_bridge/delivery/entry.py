@@ -16,6 +16,7 @@ from ..matrix.homeserver import HomeserverError, Intent
 from ..routing import rights
 from ..routing.permissions import Grant, Level
 from .context import RoomContext
+from .known import anywhere
 from .outgoing import ReplyTarget, Voice, notice, text_content
 from .restored import RestoredRooms
 
@@ -91,7 +92,7 @@ class RoomEntry:
         if self._c.directory.is_ours(event.sender):
             return "dispatched", "invited by the bridge itself"
         agent = await self._c.agents.by_mxid(mxid)
-        grant = await self._may_bring(event, agent)
+        grant = await self._may_bring(event, mxid, agent)
         if grant.level < Level.USER:
             if mxid == self._c.homeserver.bot_mxid or agent is not None:
                 await self._turn_away(event, mxid, grant)
@@ -119,11 +120,11 @@ class RoomEntry:
             raise
         return "dispatched", "joined"
 
-    async def _may_bring(self, invite: StoredEvent, agent: AgentRow | None) -> Grant:
+    async def _may_bring(self, invite: StoredEvent, mxid: MXID, agent: AgentRow | None) -> Grant:
         """What the inviter may do with the agent, or with the bridge when it is the bot or nobody known."""
         whole = self._c.permissions.grant(invite.sender)
         if agent is None:
-            return whole
+            return await anywhere(self._c.db, whole) if mxid == self._c.homeserver.bot_mxid else whole
         given = await AccessTable(self._c.db).in_room(invite.room_id, [agent.agent_id])
         return rights.bring(whole, given, rights.Owned(agent.agent_id, agent.owner), invite.room_id)
 
@@ -139,7 +140,8 @@ class RoomEntry:
         """Refuse with the reason; people of this server are told once in the room itself, where they see it."""
         intent = self._c.homeserver.intent(mxid)
         await intent.register()
-        reason = errors.MAY_NOT_INVITE.format(who=grant.mxid)
+        or_else = "" if rights.settled(grant) else errors.or_grant(grant.mxid)
+        reason = errors.MAY_NOT_INVITE.format(who=grant.mxid, or_else=or_else)
         if grant.subject:
             reason = errors.MAY_NOT_BRING.format(who=grant.mxid, name=mxid)
         local = grant.mxid.endswith(f":{self._c.homeserver.domain}") and grant.ignored_by is None

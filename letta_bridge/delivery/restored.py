@@ -17,6 +17,7 @@ from ..db.agents import Agents
 from ..db.database import DATABASE_ERRORS, Connection
 from ..db.inbox import ECHO, Arrival
 from ..db.restored import NOTE, Restored
+from ..db.rooms import doubt
 from ..db.turns import agent_lane
 from ..ids import CONTENT_KEY, MXID, AgentID, EventID, RoomID, TurnID
 from ..lanes import Fence
@@ -138,6 +139,7 @@ class RestoredRooms:
 
         async def work(conn: Connection) -> int:
             await self._c.rooms.mark_gap(conn, room_id, False)
+            await doubt(conn, room_id)  # an agent's room tells its owner, and whether it was despawned since
             await self._c.restored.done(conn, room_id, read=timeline is not None)
             missed = 0
             if timeline is not None:

@@ -451,6 +451,7 @@ class TurnRun(DoubtfulTurn):
 
     async def _failed(self, error: LettaError) -> float | None:
         """Proven not delivered: wait, try again, or give up, as the table of sentences says."""
+        error = await self._believed(error)
         turn, fate = self._turn, errors.TROUBLES[error.kind].fate
         extra = {
             "action": "turn_failed",
@@ -487,6 +488,7 @@ class TurnRun(DoubtfulTurn):
 
     async def _cannot_ask(self, error: LettaError) -> float | None:
         """Letta cannot say what became of the turn: it stays ``running`` and is asked about again."""
+        error = await self._believed(error)
         turn, kind = self._turn, error.kind
         if self.stop.is_set():
             self.unsure = True

@@ -17,8 +17,9 @@ from ..matrix import envelope, incoming
 from ..matrix.homeserver import HomeserverError
 from ..routing import rights
 from ..routing.dispatch import Action, Decision, EventView, PuppetInRoom, RoomView
-from ..routing.permissions import Grant
+from ..routing.permissions import Grant, Level
 from .context import RoomContext
+from .known import anywhere
 
 _QUOTE_SECONDS = 5.0
 _AT_ONCE = 50
@@ -43,6 +44,8 @@ class Scene:
     events: Sequence[StoredEvent]
     recent: dict[MXID, int]
     given: Sequence[Access] = ()
+    known: frozenset[MXID] = frozenset()
+    """Senders whom the configuration does not let in, but something that was given to them, or ownership."""
 
     def rights(self, whole: Grant) -> dict[AgentID, Grant]:
         """What a person may do with agents of the room, where it is something else than with the bridge as a whole."""
@@ -71,19 +74,31 @@ class Scenes:
         async def work(reader: Reader) -> Scene:
             events = await c.inbox.waiting(room_id, most, reader)
             recent = {
-                sender: await c.turns.recent_by(sender, 60.0, reader) + await c.commands.recent_by(sender, 60.0, reader)
+                sender: await self._recent_by(sender, reader)
                 for sender in dict.fromkeys(event.sender for event in events)
                 if not c.directory.is_ours(sender)
             }
+            known = frozenset([sender for sender in recent if await self._known(sender, reader)])
             room = await c.rooms.info(room_id, reader)
             agents, ruled = await c.agents.ruled_in_room(room_id, reader)
             ids = [agent.agent_id for agent in agents]
             given = await AccessTable(c.db).in_room(room_id, ids, reader) if ruled else []
             portal = await c.agents.by_portal(room_id, reader)
             management = await c.management.is_one(room_id, reader)
-            return Scene(room, self._view(room, agents, given, management), portal, events, recent, given)
+            return Scene(room, self._view(room, agents, given, management), portal, events, recent, given, known)
 
         return await c.db.read(work)
+
+    async def _recent_by(self, sender: MXID, reader: Reader) -> int:
+        """What counts for a sender's rate: messages, and commands of who is no administrator."""
+        messages = await self._c.turns.recent_by(sender, 60.0, reader)
+        if self._c.permissions.level(sender) >= Level.ADMIN:
+            return messages
+        return messages + await self._c.commands.recent_by(sender, 60.0, reader)
+
+    async def _known(self, sender: MXID, reader: Reader) -> bool:
+        whole = self._c.permissions.grant(sender)
+        return whole.level < Level.USER and (await anywhere(self._c.db, whole, reader)).level >= Level.USER
 
     def _view(self, room: RoomInfo, agents: list[AgentRow], given: Sequence[Access], management: bool) -> RoomView:
         directory, permissions = self._c.directory, self._c.permissions

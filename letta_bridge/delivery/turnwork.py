@@ -11,7 +11,7 @@ from ..db.database import Connection
 from ..db.outbox import Outgoing
 from ..db.turns import TurnMessage, TurnRow
 from ..lanes import Fence
-from ..letta.errors import Kind
+from ..letta.errors import Kind, LettaError
 from .context import TurnContext
 from .replies import LIVE_MARK, Replies
 from .speech import Speech
@@ -112,6 +112,13 @@ class TurnWork:
                 rows += replies.final(Speech(index, "", [text.removesuffix(LIVE_MARK)]), mark, opened=True)
             index += 1
         return rows
+
+    async def _believed(self, error: LettaError) -> LettaError:
+        """The error as it counts: that an agent is gone is no proof while it is undecided whether Letta is ours."""
+        present = self._agent.state not in ("missing", "archived")
+        if error.kind is Kind.AGENT_GONE and present and await self._c.guard.in_doubt():
+            return LettaError(Kind.NOT_OURS, error.detail, delivery=error.delivery)
+        return error
 
     async def _note_wait(self, reason: str) -> None:
         turn_id = self._turn.turn_id

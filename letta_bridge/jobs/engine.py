@@ -65,8 +65,8 @@ class Engine:
         return job.kind if kind is None else kind.title(job)
 
     async def outcome(self, job: JobRow) -> str:
-        """How a job that is over ended, as its report says it."""
-        return await final_text(self._desk, job, self._kinds.get(job.kind), job.state, job.error)
+        """How a job that is over ended, for whoever was shown its steps."""
+        return await final_text(self._desk, job, self._kinds.get(job.kind), job.state, job.error, steps=False)
 
     def steps(self, job: JobRow) -> Sequence[Step]:
         """Its steps."""

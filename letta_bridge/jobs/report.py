@@ -59,13 +59,18 @@ class Report:
         return message(voice, text, target, source=job.key, kind=f"job:{mark}", msgtype="m.notice", edits=first.txn_id)
 
 
-async def final_text(desk: Desk, job: JobRow, kind: JobKind | None, state: str, error: str) -> str:
-    """How a job ended, as Markdown."""
+async def final_text(
+    desk: Desk, job: JobRow, kind: JobKind | None, state: str, error: str, *, steps: bool = True
+) -> str:
+    """How a job ended, as Markdown; without its ``steps`` where people were shown them one by one."""
     if kind is None:
         return f"{_WRONG} {error}"
+    rows = "\n".join(_rows(job, kind)) if steps else ""
     if state == "done":
-        return "\n\n".join(part for part in ("\n".join(_rows(job, kind)), await _ending(desk, job, kind)) if part)
-    return "\n".join([*_rows(job, kind), "", f"{_WRONG} It was not done: {error}. {_after(job, kind)}"])
+        ending = await _ending(desk, job, kind)
+        return "\n\n".join(part for part in (rows, ending) if part) or f"{_DONE} {kind.title(job)}: done."
+    said = f"{_WRONG} It was not done: {error}. {_after(job, kind)}"
+    return f"{rows}\n\n{said}" if rows else said
 
 
 def _after(job: JobRow, kind: JobKind) -> str:

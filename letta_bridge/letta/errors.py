@@ -24,6 +24,7 @@ class Kind(Enum):
     MODEL_REFUSED = "model_refused"  # the model's provider refuses: its key, its bill, the request
     CONTEXT_FULL = "context_full"  # the conversation does not fit the model any more
     AGENT_GONE = "agent_gone"  # 404 for the agent
+    NOT_OURS = "not_ours"  # the same 404, while the Letta that answers may be another than the one of the mirror
     CONVERSATION_GONE = "conversation_gone"  # 404 for the conversation; the agent is there
     NO_MODEL = "no_model"  # Letta does not know the model that an agent is to have, or has none
     REJECTED = "rejected"  # Letta refused the request itself (400, 422)

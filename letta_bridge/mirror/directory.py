@@ -42,6 +42,7 @@ from .repair import Repairs
 from .rests import Rests
 from .roster import Changes, Roster
 from .settings import MirrorSettings
+from .settling import Settling
 from .space import Space
 from .space_repair import SpaceMender
 from .staged import Staged
@@ -119,7 +120,18 @@ class Directory:
             alarms,
             settings,
             self._space,
-            PortalMender(homeserver, self._names, rooms, past, settings, fights, lambda: self._space.usable, people),
+            PortalMender(
+                homeserver,
+                self._names,
+                rooms,
+                past,
+                settings,
+                fights,
+                lambda: self._space.usable,
+                people,
+                Settling(clock),
+                mirror_settings.history,
+            ),
             SpaceMender(homeserver, past, fights, self._space),
             mirror_settings,
             clock,
@@ -288,6 +300,7 @@ class Directory:
     def _until_next(self, letta_pause: float | None) -> float:
         pauses = [self._mirror.poll_interval * random.uniform(1 - _JITTER, 1 + _JITTER)]
         pauses += [self._rests.left(agent_id) for agent_id, status in self._status.items() if status == "failed"]
+        pauses += self._repairs.pauses
         if letta_pause is not None:
             pauses.append(letta_pause)
         return max(min(pauses), 1.0)

@@ -48,6 +48,9 @@ class Why(Enum):
     SHRUNK = "shrunk"
 
 
+_NOT_OURS = (Why.ANOTHER.value, Why.EMPTY.value, Why.STRANGERS.value)
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What a pass has before it.
@@ -124,10 +127,13 @@ class Frozen:
     @property
     def text(self) -> str:
         """What an administrator reads: what happened, that nothing was done, what to type or to look at."""
-        counts = f"{self.listed} of the {self.known} agents that are mirrored"
+        few = f"only {self.listed}" if self.listed else "none"
+        already = self.known - self.listed - len(self.gone)
+        were = f" ({already} {'was' if already == 1 else 'were'} missing already)" if already > 0 else ""
         happened = {
             Why.ANOTHER.value: (
-                f"This looks like another Letta: its database has another fingerprint, and it lists only {counts}. "
+                f"This looks like another Letta: its database has another fingerprint, and it lists {few} of the "
+                f"{self.known} agents that are mirrored. "
                 "Nothing is added or taken away until this is decided."
             ),
             Why.EMPTY.value: (
@@ -139,8 +145,8 @@ class Frozen:
                 "taken away until this is decided."
             ),
             Why.SHRUNK.value: (
-                f"{len(self.gone)} agents are gone from Letta at once or within a day: it lists {counts}. Nobody is "
-                "taken away until this is decided."
+                f"{len(self.gone)} agents are gone from Letta at once or within a day: it lists {self.listed} of the "
+                f"{self.known} agents that are mirrored{were}. Nobody is taken away until this is decided."
             ),
         }[self.why]
         meant = "If this is the Letta you want" if self.why == Why.ANOTHER.value else "If that was done on purpose"
@@ -190,6 +196,11 @@ class Guard:
             values.get(_FILTER),
             _record(Frozen, values.get(_THAWED)),
         )
+
+    async def in_doubt(self) -> bool:
+        """Whether it is undecided that the Letta that answers is ours: that it lacks an agent proves nothing then."""
+        frozen = (await self.read()).frozen
+        return frozen is not None and frozen.why in _NOT_OURS
 
     async def freeze(
         self, writer: Writer, memory: Remembered, why: Why, evidence: Evidence, fingerprint: str | None

@@ -18,6 +18,8 @@ class Outcome:
         troubles: what a person has to look at, in whole sentences; empty: all is well.
         again: it is to be looked at again after a while, without a new reason.
         unclear: why nothing can be said; then nothing is written.
+        soon: with ``unclear``: that is so for some seconds only, and somebody waits for it.
+        news: what the admins are told once, in whole sentences.
     """
 
     changes: list[tuple[AgentRow, dict[str, Any]]] = field(default_factory=list)
@@ -25,3 +27,5 @@ class Outcome:
     troubles: list[str] = field(default_factory=list)
     again: bool = False
     unclear: str = ""
+    soon: bool = False
+    news: list[str] = field(default_factory=list)

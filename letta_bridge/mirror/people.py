@@ -9,7 +9,7 @@ from ..db.memory import Told
 from ..db.past_rooms import PastRooms
 from ..db.rooms import Rooms
 from ..ids import MXID, AgentID, RoomID
-from ..matrix.homeserver import Homeserver, HomeserverError
+from ..matrix.homeserver import Homeserver, HomeserverError, Intent
 from .rests import Rests
 from .swept import swept_out
 from .writer import Writer
@@ -85,6 +85,20 @@ class People:
         for person in people:
             await self._rooms.note_invited(conn, room_id, [person])
             await self._told.first_time(conn, _second_try(room_id, person))
+
+    async def ask_back(self, inviter: Intent, room_id: RoomID, people: Iterable[MXID]) -> int:
+        """Invite those who did not leave by their own will; how many were invited. Raises HomeserverError: not now."""
+        asked = 0
+        for person in people:
+            try:
+                await inviter.invite(room_id, person)
+                asked += 1
+            except HomeserverError as error:
+                if error.passing:
+                    raise
+                extra = {"action": "invite_failed", "room": room_id, "user": person, "error": str(error)}
+                log.warning("invitation failed", extra=extra)
+        return asked
 
     def settled(self, room_id: RoomID) -> bool:
         """Whether nothing is left to do for this room, as this process knows."""

@@ -13,7 +13,16 @@ from ..matrix.homeserver import Homeserver, HomeserverError
 from .maker import PORTAL_STATE, RoomExistsError, RoomMaker, State, find, people_in, portal_agent
 from .names import Names
 from .people import People, Wanted
-from .target import BRIDGE_STATE, bridge_content, bridge_key, parent_content, portal_content, target_of
+from .target import (
+    BRIDGE_STATE,
+    bridge_content,
+    bridge_key,
+    marks_dismissal,
+    parent_content,
+    portal_content,
+    target_of,
+    told_by_mark,
+)
 from .writer import Writer
 
 log = logging.getLogger(__name__)
@@ -42,8 +51,13 @@ class Portals:
         self._maker = maker
         self._people = people
 
-    async def open(self, row: AgentRow, writer: Writer, space: RoomID | None) -> tuple[AgentRow, bool]:
+    async def open(
+        self, row: AgentRow, writer: Writer, space: RoomID | None, *, wanted_back: bool = False
+    ) -> tuple[AgentRow, bool]:
         """Create the portal, or adopt the one that is there; and whether it names ``space`` as its parent.
+
+        A portal that is adopted tells whose agent it is, and whether the agent was dismissed: then it is archived
+        again, unless it is ``wanted_back``.
 
         Raises:
             MirrorError: another room has the portal's alias.
@@ -53,7 +67,7 @@ class Portals:
         try:
             room_id, invited = await self._maker.make(await self._body(row, space), [row.mxid], wanted.invited)
         except RoomExistsError:
-            return await self._adopt(row, writer, wanted), False
+            return await self._adopt(row, writer, wanted, wanted_back), False
 
         async def note(conn: Connection) -> None:
             await self._rooms.mark_known(conn, room_id)
@@ -92,7 +106,7 @@ class Portals:
             "power_level_content_override": await self._maker.power({row.mxid: 50}),
         }
 
-    async def _adopt(self, row: AgentRow, writer: Writer, wanted: Wanted) -> AgentRow:
+    async def _adopt(self, row: AgentRow, writer: Writer, wanted: Wanted, wanted_back: bool) -> AgentRow:
         def ours(state: State) -> bool:
             return portal_agent(state, self._homeserver.bot_mxid) == row.agent_id
 
@@ -108,9 +122,13 @@ class Portals:
 
         log.info("portal found again", extra={"action": "portal_adopted", "agent": row.agent_id, "room": room_id})
         bridged = find(state, BRIDGE_STATE, bridge_key(row)) == bridge_content(row, self._homeserver.bot_mxid)
+        told = told_by_mark(row, find(state, PORTAL_STATE))
+        if wanted_back and told.pop("dismissed", False):
+            del told["state"]
         return await writer.save(
             row,
             note,
+            **told,
             portal_room=room_id,
             portal_name=_text(find(state, "m.room.name"), "name"),
             portal_topic=_text(find(state, "m.room.topic"), "topic"),
@@ -130,6 +148,8 @@ class Portals:
                 raise
             await self._homeserver.bot.invite(room_id, row.mxid)
             await puppet.join(room_id)
+            extra = {"action": "agent_asked_back", "agent": row.agent_id, "room": room_id}
+            log.info("an agent that was not in its room is back", extra=extra)
         return await writer.save(
             row, lambda conn: self._rooms.set_membership(conn, room_id, row.mxid, "join"), portal_joined=True
         )
@@ -145,6 +165,10 @@ class Portals:
             await bot.set_state(room_id, "m.room.topic", "", {"topic": target.portal_topic})
             row = await writer.save(row, portal_topic=target.portal_topic)
         if row.portal_bridge != target.bridge:
+            if row.portal_bridge is not None and (row.dismissed or marks_dismissal(row)):
+                # a row that never knew of a dismissal believes its mark: see told_by_mark
+                row = await writer.save(row, portal_bridge="")
+                await bot.set_state(room_id, PORTAL_STATE, "", portal_content(row))
             await bot.set_state(room_id, BRIDGE_STATE, bridge_key(row), bridge_content(row, bot.mxid))
             row = await writer.save(row, portal_bridge=target.bridge)
         return row

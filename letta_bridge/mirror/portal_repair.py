@@ -1,8 +1,10 @@
 """A look at one portal: what is damaged, what is set right, and what is said about the rest."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..commands.show import count
 from ..db.agents import AgentRow
 from ..db.memory import Settings
 from ..db.past_rooms import PastRooms
@@ -17,7 +19,9 @@ from .names import Names
 from .outcome import Outcome
 from .people import People
 from .replace import Replacement
-from .target import BRIDGE_STATE, Target, bridge_content, bridge_key, in_force, portal_content, target_of
+from .settling import Settling
+from .swept import swept_out
+from .target import BRIDGE_STATE, Target, bridge_content, bridge_key, in_force, portal_content, target_of, told_by_mark
 
 _POWERLESS = "The bridge's bot has lost its power there and cannot set things right. Give {bot} level 100."
 
@@ -35,13 +39,17 @@ class PortalMender:
         fights: Fights,
         space: Callable[[], RoomID | None],
         people: People,
+        settling: Settling,
+        history: bool,
     ) -> None:
         self._homeserver = homeserver
         self._names = names
         self._fights = fights
         self._space = space
         self._past = past
-        self._replacement = Replacement(homeserver, rooms, past, settings, space, people)
+        self._people = people
+        self._settling = settling
+        self._replacement = Replacement(homeserver, rooms, past, settings, space, people, history)
 
     async def look(self, row: AgentRow) -> Outcome:
         """Look, and set right what no row remembers. Raises HomeserverError: not now."""
@@ -51,23 +59,35 @@ class PortalMender:
         if seen.answer == "unknown":
             return Outcome(unclear=seen.why)
         if seen.answer == "gone":
+            self._settling.ended(row.portal_room)
             return await self._replacement.gone(row, seen.why)
         if seen.successor is not None:
             return await self._replacement.upgraded(row, seen.successor)
-        return await _Case(self._homeserver, self._past, self._fights, row, seen, alias).judge(self._space())
+        if self._settling.wait(row.portal_room, seen.state or [], (self._homeserver.bot_mxid, row.mxid)):
+            return Outcome(unclear="the bridge's users were put out as if the room is being deleted", soon=True)
+        case = _Case(self._homeserver, self._past, self._fights, self._people, row, seen, alias)
+        return await case.judge(self._space())
 
 
 class _Case:
     """One portal with its state."""
 
     def __init__(
-        self, homeserver: Homeserver, past: PastRooms, fights: Fights, row: AgentRow, seen: Look, alias: str
+        self,
+        homeserver: Homeserver,
+        past: PastRooms,
+        fights: Fights,
+        people: People,
+        row: AgentRow,
+        seen: Look,
+        alias: str,
     ) -> None:
         assert row.portal_room is not None and seen.state is not None
         self._homeserver = homeserver
         self._bot = homeserver.bot_mxid
         self._past = past
         self._fights = fights
+        self._people = people
         self._row = row
         self._room: RoomID = row.portal_room
         self._seen = seen
@@ -81,7 +101,9 @@ class _Case:
         if not self._seen.current:
             self._trouble(f"Nobody of the bridge is in it any more. Invite {self._bot} to have it used again.")
             return self._outcome
+        await self._ask_back()
         if await self._bot_is_in():
+            self._learn_from_mark()
             self._look_for_puppet()
             self._look_at_beliefs(space)
             await self._look_at_mark()
@@ -90,6 +112,21 @@ class _Case:
         return self._outcome
 
     # -- who is in
+
+    async def _ask_back(self) -> None:
+        """Who was put out by a deletion that has failed did not leave. Before ours are back, by whom that is known."""
+        ours = (self._bot, self._row.mxid)
+        members = [event for event in self._state if event.get("type") == "m.room.member"]
+        swept = swept_out(members, lambda user: user in ours, self._homeserver.domain)
+        inside = next((one for one in ours if self._membership(one) == "join"), None)
+        if not swept or inside is None or not self._may_mend("people", "puts everybody out"):
+            return
+        asked = await self._people.ask_back(self._homeserver.intent(inside), self._room, swept)
+        self._outcome.news.append(
+            f"Everybody was put out of the room {self._room} of {self._target.portal_name}, as when it is deleted, but "
+            f"the room is still there: {count(asked, 'person', 'people')} invited again. To have it gone, delete it "
+            "again."
+        )
 
     async def _bot_is_in(self) -> bool:
         membership = self._membership(self._bot)
@@ -142,9 +179,20 @@ class _Case:
 
     # -- what only the room remembers
 
+    def _learn_from_mark(self) -> None:
+        """The row may be of a backup from before the agent was summoned or despawned."""
+        if portal_agent(self._state, self._bot) != self._row.agent_id:
+            return
+        if told := told_by_mark(self._row, find(self._state, PORTAL_STATE)):
+            self._columns.update(told)
+            self._row = dataclasses.replace(self._row, **told)
+            self._target = target_of(self._row)
+
     async def _look_at_mark(self) -> None:
         content = portal_content(self._row)
         ours = portal_agent(self._state, self._bot) == self._row.agent_id
+        if self._row.dismissed and not find(self._state, PORTAL_STATE).get("dismissed"):
+            self._columns["portal_bridge"] = ""  # the row may be of somebody who is recalled before it says so itself
         if (not ours or find(self._state, PORTAL_STATE) != content) and self._may_set(PORTAL_STATE):
             await self._set(PORTAL_STATE, content)
 

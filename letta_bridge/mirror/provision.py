@@ -95,6 +95,9 @@ class Provisioner:
         if row.portal_room is None and target.made:
             row, parent_told = await self._portals.open(row, writer, space)
             fresh = True
+            if row.dismissed:  # the portal that was found again says so
+                target = target_of(row)
+                row = await self.puppet(row, writer)
         if (room_id := row.portal_room) is not None:
             try:
                 row = await self._portal(row, target, writer, space, fresh, parent_told)

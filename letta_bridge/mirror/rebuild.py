@@ -1,7 +1,7 @@
 """The database made again from what the rooms say of themselves: what it lacks, never against what it has."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..commands.desk import Desk
@@ -13,9 +13,7 @@ from ..matrix.homeserver import HomeserverError
 from .bot import new_device_id
 from .maker import PORTAL_STATE, SPACE_STATE, State, find, portal_agent
 from .space import note_found
-from .target import ARCHIVED, BRIDGE_STATE, bridge_content, bridge_key, in_force, target_of
-
-_ORIGINS = ("letta", "summoned", "adopted")
+from .target import ARCHIVED, BRIDGE_STATE, bridge_content, bridge_key, in_force, target_of, told_by_mark
 
 
 @dataclass(slots=True)
@@ -25,6 +23,7 @@ class RebuildReport:
     Attributes:
         agents: agents that the database did not know.
         portals: portals that it did not know, by agent.
+        told: agents of which it did not know the owner, the origin, or that they were despawned.
         space: the space, if it did not know it.
         past: former portals that it did not know.
         rooms: other rooms whose members it did not know.
@@ -38,6 +37,7 @@ class RebuildReport:
     looked: int = 0
     agents: list[AgentID] = field(default_factory=list)
     portals: dict[AgentID, RoomID] = field(default_factory=dict)
+    told: list[AgentID] = field(default_factory=list)
     space: RoomID | None = None
     past: list[RoomID] = field(default_factory=list)
     rooms: list[RoomID] = field(default_factory=list)
@@ -171,6 +171,8 @@ class _Rebuild:
                 report.conflicts.append(
                     f"{room_id} says it is the portal of {agent_id}; the database has {row.portal_room}"
                 )
+            else:
+                await self._lacking(row, room_id, find(state, PORTAL_STATE))
             return
         other = await desk.agents.by_portal(room_id) or (await desk.agents.by_mxid(puppet) if row is None else None)
         if other is not None:
@@ -181,6 +183,23 @@ class _Rebuild:
         report.portals[agent_id] = room_id
         report.invitations += len(self._people(state))
         await self._write(lambda conn: self._write_portal(conn, agent_id, puppet, room_id, state))
+
+    async def _lacking(self, row: AgentRow, room_id: RoomID, mark: Mapping[str, Any]) -> None:
+        """What the row of a known portal does not say, and the portal's mark does."""
+        owner = mark.get("owner")
+        if row.owner and isinstance(owner, str) and owner != row.owner:
+            what = f"{owner} owns {row.agent_id}; the database has {row.owner}"
+            self._report.conflicts.append(f"{room_id} says that {what}")
+        if not told_by_mark(row, mark):
+            return
+        self._report.told.append(row.agent_id)
+
+        async def work(conn: Connection) -> None:
+            now = await self._desk.agents.get(row.agent_id, conn)
+            if now is not None and now.portal_room == room_id and (told := told_by_mark(now, mark)):
+                await self._desk.agents.update_in(conn, row.agent_id, **told)
+
+        await self._write(work)
 
     def _puppet(self, agent_id: AgentID, state: State) -> MXID | None:
         named = find(state, PORTAL_STATE).get("puppet")
@@ -202,11 +221,14 @@ class _Rebuild:
             row = await agents.get(agent_id, conn)
             if row is None:
                 return  # its user became somebody else's meanwhile
-            await agents.update_in(conn, agent_id, **_facts(find(state, PORTAL_STATE), member, archived))
+            await agents.update_in(conn, agent_id, **_facts(member, archived))
         if row.portal_room is not None or await agents.by_portal(room_id, conn) is not None:
             return
         joined = member.get("membership") == "join"
+        told = told_by_mark(row, find(state, PORTAL_STATE))
+        row = replace(row, **told)
         columns: dict[str, Any] = {
+            **told,
             "portal_room": room_id,
             "portal_name": name,
             "portal_topic": _text(find(state, "m.room.topic"), "topic"),
@@ -257,16 +279,13 @@ def _successor(state: State) -> RoomID | None:
     return RoomID(named) if isinstance(named, str) and named else None
 
 
-def _facts(mark: Mapping[str, Any], member: Mapping[str, Any], archived: bool) -> dict[str, Any]:
+def _facts(member: Mapping[str, Any], archived: bool) -> dict[str, Any]:
     """What is known of an agent that Letta has not named yet."""
     joined = member.get("membership") == "join"
-    origin, owner = mark.get("origin"), mark.get("owner")
     return {
         "state": "archived" if archived else "active" if joined else "new",
         "registered": joined,
         "shown_name": _text(member, "displayname") if joined else None,
-        "origin": origin if origin in _ORIGINS else "letta",
-        "owner": owner if isinstance(owner, str) else "",
     }
 
 

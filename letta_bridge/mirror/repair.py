@@ -31,6 +31,7 @@ _MOST_AT_ONCE = 500
 _BATCH = 50
 _CHECKED = "mirror_checked"
 _TROUBLE = "room.damaged:"
+_NEWS = "room.news"
 
 
 class Repairs:
@@ -63,6 +64,12 @@ class Repairs:
         self._rests: Rests[RoomID] = Rests(5.0, 600.0, clock)
         self._logged: dict[RoomID, list[str]] = {}
         self._round: list[RoomID] | None = None
+        self._soon: set[RoomID] = set()
+
+    @property
+    def pauses(self) -> list[float]:
+        """Seconds after which rooms are to be looked at without another reason, sooner than all others."""
+        return [self._rests.left(room_id) for room_id in self._soon]
 
     async def run(self, writer: Writer) -> None:
         """Look at every room that is to be looked at, the space first.
@@ -73,8 +80,9 @@ class Repairs:
         """
         await self._go_round(writer)
         waiting = await self._rooms.to_look_at()
+        self._soon &= waiting.keys()
         due = {room_id: reasons for room_id, reasons in waiting.items() if not self._rests.resting(room_id)}
-        told = await self._told_of()
+        told = await self._told_of(writer)
         if not due and not told:
             return
         rows = await self._agents.all()
@@ -116,9 +124,12 @@ class Repairs:
             self._round = None
             await self._settings.stamp(_CHECKED)
 
-    async def _told_of(self) -> set[RoomID]:
-        """Rooms in trouble, as far as the admins know."""
-        up = [alarm.topic for alarm in await self._alarms.all() if not alarm.cleared]
+    async def _told_of(self, writer: Writer) -> set[RoomID]:
+        """Rooms in trouble, as far as the admins know. News that were told are forgotten."""
+        alarms = await self._alarms.all()
+        if any(alarm.topic == _NEWS and alarm.told for alarm in alarms):
+            await writer.run(lambda conn: self._alarms.drop_told(conn, _NEWS))
+        up = [alarm.topic for alarm in alarms if not alarm.cleared]
         return {RoomID(topic.removeprefix(_TROUBLE)) for topic in up if topic.startswith(_TROUBLE)}
 
     async def _forget(self, rooms: Mapping[RoomID, int], writer: Writer) -> None:
@@ -155,6 +166,10 @@ class Repairs:
         except Exception as error:  # a room whose state breaks something must not stop the others
             log.exception("looking at a room broke", extra={"action": "look_error", "room": room_id})
             outcome = Outcome(unclear=type(error).__name__)
+        if outcome.soon:
+            self._soon.add(room_id)
+        else:
+            self._soon.discard(room_id)
         if outcome.unclear:
             pause = self._rests.failed(room_id)
             extra = {"action": "look_unclear", "room": room_id, "why": outcome.unclear, "retry_in": pause}
@@ -180,6 +195,8 @@ class Repairs:
                     await self._agents.update_in(conn, row.agent_id, **columns)
             for also in outcome.also:
                 await also(conn)
+            for text in outcome.news:
+                await self._alarms.add_news(conn, _NEWS, text)
             if outcome.troubles and self._logged.get(room_id, outcome.troubles) != outcome.troubles:
                 await self._alarms.renew(conn, topic, "\n".join(outcome.troubles))  # it is something else now
             elif outcome.troubles:

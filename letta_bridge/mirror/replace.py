@@ -30,6 +30,7 @@ class Replacement:
     Args:
         space: the space now, which is to take the old room out.
         people: who invites.
+        history: whether a new portal begins with the agent's last lines.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Replacement:
         settings: Settings,
         space: Callable[[], RoomID | None],
         people: People,
+        history: bool,
     ) -> None:
         self._homeserver = homeserver
         self._rooms = rooms
@@ -47,6 +49,7 @@ class Replacement:
         self._settings = settings
         self._space = space
         self._people = people
+        self._history = history
 
     async def gone(self, row: AgentRow, why: str) -> Outcome:
         """It is proven to be gone. The row forgets it, so that another is made; once a day and no oftener, unless an
@@ -66,7 +69,11 @@ class Replacement:
 
         extra = {"action": "portal_gone", "agent": row.agent_id, "room": room_id, "why": why}
         log.warning("a portal is gone, the agent gets another", extra=extra)
-        return Outcome(changes=[(row, forgotten_portal())], also=[note])
+        columns = {**forgotten_portal(), **({"history": "due"} if self._history else {})}
+        name = target_of(row).portal_name
+        then = "Another is made" if row.state in ("new", "active") else "Another is made when the agent is back"
+        news = f"The room {room_id} of {name} was deleted. {then}, and who was in it is invited there."
+        return Outcome(changes=[(row, columns)], also=[note], news=[news])
 
     async def _too_soon(self, row: AgentRow) -> bool:
         ages = [room.age for room in await self._past.of(row.agent_id) if room.reason == "gone"]

@@ -300,7 +300,8 @@ class Roster:
         for batch in _batches(leaving):
             await writer.run(partial(self._lifecycle.miss, agent_ids=[row.agent_id for row in batch]))
             for row in batch:
-                log.warning(
+                tell = log.info if row.agent_id in confirmed else log.warning  # of the former an admin knows already
+                tell(
                     "agent is not mirrored any more: gone from Letta or left out by the configuration",
                     extra={"action": "agent_missing", "agent": row.agent_id, "called": row.name},
                 )

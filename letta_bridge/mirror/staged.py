@@ -105,7 +105,7 @@ class Staged:
         """The portal, made or found again, with the puppet in it."""
         async with self._working(agent_id, fence) as (row, writer):
             if row.portal_room is None:
-                row, _ = await self._portals.open(row, writer, self._space.usable)
+                row, _ = await self._portals.open(row, writer, self._space.usable, wanted_back=True)
             if not row.portal_joined:
                 row = await self._portals.join(row, writer)
             return row

@@ -41,11 +41,17 @@ def swept_out(events: Iterable[Mapping[str, Any]], is_ours: Callable[[MXID], boo
     return [user for user in swept if not is_ours(user)]
 
 
+def silently_left(event: Mapping[str, Any]) -> bool:
+    """Whether a membership event says that somebody left in their own name and without a word."""
+    content, user = event.get("content"), event.get("state_key")
+    if event.get("type", "m.room.member") != "m.room.member" or not isinstance(content, Mapping):
+        return False
+    return content.get("membership") == "leave" and not content.get("reason") and event.get("sender") == user
+
+
 def _left_at(user: str, event: Mapping[str, Any], domain: str) -> float | None:
     """When the user left silently of their own accord, as it looks; None if they did not."""
-    content, at = event.get("content"), event.get("origin_server_ts")
-    if not isinstance(content, Mapping) or not isinstance(at, int) or event.get("sender") != user:
-        return None
-    if content.get("membership") != "leave" or content.get("reason") or not user.endswith(":" + domain):
+    at = event.get("origin_server_ts")
+    if not isinstance(at, int) or not silently_left(event) or not user.endswith(":" + domain):
         return None
     return at / 1000

@@ -15,6 +15,9 @@ BRIDGE_STATE = "m.bridge"
 
 _OFFLINE = " (offline)"
 ARCHIVED = " (archived)"
+_HELD, _DISMISSED = "1", "1d"
+"""How ``Target.bridge`` begins: the second where the portal's own mark says that the agent was dismissed."""
+_ORIGINS = ("letta", "summoned", "adopted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +28,8 @@ class Target:
         name: the puppet's display name; empty: its profile is cleared, the picture too.
         portal_name: the portal's name.
         portal_topic: the portal's topic; may be empty.
-        bridge: short for what the portal's ``m.bridge`` event says (see :func:`bridge_content`).
+        bridge: short for what the portal's ``m.bridge`` event says (see :func:`bridge_content`), and for whether its
+            mark says that the agent was dismissed.
         listed: whether the portal is in the space.
         made: whether what does not exist yet is made. Nothing is begun for an agent that Letta does not list.
     """
@@ -51,7 +55,7 @@ def target_of(row: AgentRow) -> Target:
         name="" if archived else _with(name, _OFFLINE) if row.state == "missing" else name,
         portal_name=portal_name,
         portal_topic=_archived_topic(row) if archived else shown_topic(row.description),
-        bridge=f"1|{row.agent_id}|{_picture(row)}|{portal_name}",
+        bridge=f"{_DISMISSED if row.dismissed else _HELD}|{row.agent_id}|{_picture(row)}|{portal_name}",
         listed=not archived,
         made=row.state in ("new", "active"),
     )
@@ -83,7 +87,35 @@ def portal_content(row: AgentRow) -> dict[str, Any]:
         "puppet": row.mxid,
         "origin": row.origin,
         **({"owner": row.owner} if row.owner else {}),
+        **({"dismissed": True} if row.dismissed else {}),
     }
+
+
+def told_by_mark(row: AgentRow, mark: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that a row lacks and its portal's mark tells, after a restore or a lost database.
+
+    Only what the row says nothing about: a row with an owner or an origin keeps both. That an agent was dismissed is
+    taken from the mark unless the row itself knew of it: then the agent was recalled since.
+
+    Args:
+        mark: the portal's own state event, sent by the bot itself.
+    """
+    columns: dict[str, Any] = {}
+    owner, origin = mark.get("owner"), mark.get("origin")
+    if not row.owner and row.origin == "letta":
+        if isinstance(owner, str) and owner.startswith("@") and ":" in owner:
+            columns["owner"] = owner
+        if origin in _ORIGINS and origin != row.origin:
+            columns["origin"] = origin
+    unaware = row.portal_room is None or (row.portal_bridge or "").startswith(_HELD + "|")
+    if mark.get("dismissed") is True and not row.dismissed and unaware:
+        columns |= {"dismissed": True, "state": "archived"}
+    return columns
+
+
+def marks_dismissal(row: AgentRow) -> bool:
+    """Whether the portal's mark may say that the agent is dismissed, as far as the row knows; ``""``: half told."""
+    return row.portal_bridge is not None and not row.portal_bridge.startswith(_HELD + "|")
 
 
 def parent_content(domain: str) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from ..ids import MXID, AgentID, EventID, RoomID
 from ..matrix.incoming import Relation
 from . import mentions
 from .permissions import EVERYBODY, Grant, Level
+from .rights import settled
 
 STOP_WORD = "!stop"
 STOP_REACTIONS = frozenset(("🛑", "⏹", "✋", "⛔", "❌"))
@@ -114,6 +115,7 @@ class Allowed:
 
     whole: Grant
     agents: Mapping[AgentID, Grant]
+    known: bool = False
 
     def of(self, puppet: PuppetInRoom) -> Grant:
         """The level with one agent in this room."""
@@ -148,18 +150,25 @@ class Decision:
     target: str = ""
 
 
-def decide(event: EventView, room: RoomView, grant: Grant, agents: Mapping[AgentID, Grant] | None = None) -> Decision:
+def decide(
+    event: EventView,
+    room: RoomView,
+    grant: Grant,
+    agents: Mapping[AgentID, Grant] | None = None,
+    *,
+    known: bool = False,
+) -> Decision:
     """Decide. Whether the sender has sent too much is asked afterwards, only for what would be answered.
 
     ``grant`` is what the sender may do with the bridge; ``agents`` what it is with those agents of the room for which
-    it is something else.
+    it is something else; ``known`` whether something was given to the sender anywhere, who may then use commands.
     """
-    may = Allowed(grant, agents or {})
+    may = Allowed(grant, agents or {}, known)
     if event.ours:
         return _ignore("sent by a puppet; agents do not wake each other yet")
     if not room.puppets and not room.bot_joined:
         return _ignore("nobody of ours is in the room")
-    if grant.ignored_by is not None and not may.those(room.puppets):
+    if grant.ignored_by is not None and not may.those(room.puppets) and (room.puppets or not known):
         return _ignore(f"sender matches ignored_senders: {grant.ignored_by}")
     if event.type == "m.room.redaction":
         return Decision(Action.WITHDRAW, "redaction", target=event.redacts)
@@ -261,7 +270,7 @@ def _for_the_bridge(event: EventView, room: RoomView) -> str:
 
 
 def _command(room: RoomView, may: Allowed, why: str) -> Decision:
-    if may.whole.level < Level.USER and not may.those(room.puppets):
+    if may.whole.level < Level.USER and not may.known and not may.those(room.puppets):
         return _refuse(may.whole, None if room.bot_joined else room.puppets[0])
     return Decision(Action.COMMAND, why)
 
@@ -282,7 +291,8 @@ def _stop(event: EventView, room: RoomView, may: Allowed, target: str) -> Decisi
     named = meant or room.puppets
     allowed = may.those(named)
     if not allowed:
-        notice = Notice(errors.MAY_NOT_STOP, f"stop-refused:{event.sender}", named[0])
+        text = errors.MAY_NOT_STOP.format(or_else=_or_grant(may.whole, named[0]))
+        notice = Notice(text, f"stop-refused:{event.sender}", named[0])
         return Decision(Action.NOTICE, str(may.of(named[0])), notice=notice)
     return Decision(Action.STOP, "stop", puppets=allowed, target=target)
 
@@ -307,7 +317,8 @@ def _encrypted(room: RoomView) -> Decision:
 
 
 def _refuse(grant: Grant, puppet: PuppetInRoom | None) -> Decision:
-    topic, text = f"refused:{grant.mxid}", errors.MAY_NOT_TALK.format(who=grant.mxid)
+    topic, text = f"refused:{grant.mxid}", errors.MAY_NOT_TALK if puppet else errors.MAY_NOT_COMMAND
+    text = text.format(who=grant.mxid, or_else=_or_grant(grant, puppet))
     if grant.subject and puppet is not None:
         topic = f"{topic}:{grant.subject}"
         by = "you" if grant.entry == grant.mxid else "everybody" if grant.entry == EVERYBODY else "your homeserver"
@@ -315,6 +326,10 @@ def _refuse(grant: Grant, puppet: PuppetInRoom | None) -> Decision:
         what, name = ("agents in this room", "here") if here else ("this agent", puppet.mxid)
         text = errors.MAY_NOT_TALK_HERE.format(what=what, by=by, who=grant.mxid, name=name)
     return Decision(Action.NOTICE, str(grant), notice=Notice(text, topic, puppet))
+
+
+def _or_grant(grant: Grant, puppet: PuppetInRoom | None) -> str:
+    return "" if settled(grant) else errors.or_grant(grant.mxid, puppet.mxid if puppet else "")
 
 
 def _ignore(reason: str) -> Decision:

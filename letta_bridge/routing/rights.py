@@ -8,7 +8,7 @@ specific one counts: full Matrix id, domain, ``*``.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..db.access import Access
 from ..ids import AgentID, RoomID
@@ -86,6 +86,22 @@ def talks(whole: Grant, given: Iterable[Access], agents: Iterable[Owned], room_i
     return {agent_id: grant for agent_id, grant in found.items() if grant != whole}
 
 
+def anywhere(whole: Grant, given: Iterable[Access], *, owner: bool) -> Grant:
+    """What this person may do with the bot and where no agent is meant: who is let in to some agent or room, or owns
+    an agent, counts as a user.
+
+    ``given`` is what :func:`names` were given, ``owner`` whether the person owns an agent.
+    """
+    if settled(whole) or whole.level >= Level.USER:
+        return whole
+    given = list(given)
+    subjects = dict.fromkeys(access.subject for access in given)
+    found = (given_on(whole, given, subject) for subject in subjects)
+    if owner or any(grant is not None and grant.level >= Level.USER for grant in found):
+        return replace(whole, level=Level.USER)
+    return whole
+
+
 def counts_as_person(whole: Grant, given: Iterable[Access]) -> bool:
     """Whether somebody in a room is a person: not a bot by ``ignored_senders``, unless let in by the full Matrix id."""
     return whole.ignored_by is None or any(g.who == whole.mxid and g.level != "none" for g in given)
@@ -94,13 +110,14 @@ def counts_as_person(whole: Grant, given: Iterable[Access]) -> bool:
 def given_on(whole: Grant, given: Iterable[Access], subject: str) -> Grant | None:
     """What the most specific grant on ``subject`` says. Who matches ``ignored_senders`` is met by the own id only."""
     levels = {access.who: access.level for access in given if access.subject == subject}
-    for who in _names(whole):
+    for who in names(whole):
         if who in levels:
             return Grant(whole.mxid, LEVELS[levels[who]], entry=who, subject=subject)
     return None
 
 
-def _names(whole: Grant) -> tuple[str, ...]:
+def names(whole: Grant) -> tuple[str, ...]:
+    """What a grant to this person can be given to, the most specific first."""
     localpart, colon, domain = whole.mxid.partition(":")
     if not (localpart.startswith("@") and colon and domain):
         return ()

@@ -117,7 +117,8 @@ class Mirrored:
         return self.counting.calls[begun:]
 
     async def alarms(self) -> list[str]:
-        return [alarm.text for alarm in await Alarms(self.db).all() if not alarm.cleared]
+        alarms = await Alarms(self.db).all()
+        return [alarm.text for alarm in alarms if not alarm.cleared and alarm.topic != "room.news"]
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -193,8 +193,17 @@ class World:
             await self.db.write(work)
 
     async def alarms(self) -> list[str]:
-        """What the admins are told, or will be, oldest first."""
-        return [alarm.text for alarm in await Alarms(self.db).all() if not alarm.cleared]
+        """What the admins are told to be wrong, or will be, oldest first."""
+        return [
+            alarm.text
+            for alarm in await Alarms(self.db).all()
+            if not alarm.cleared and not alarm.topic.startswith("room.news")
+        ]
+
+    async def news(self) -> list[str]:
+        """What the admins are told once about rooms, and were not told yet; a line each."""
+        alarms = [alarm for alarm in await Alarms(self.db).all() if alarm.topic == "room.news"]
+        return [line for alarm in alarms if not alarm.told for line in alarm.text.split("\n")]
 
     async def row(self, number: int) -> AgentRow:
         row = await self.agents.get(agent_id(number))

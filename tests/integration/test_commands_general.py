@@ -91,11 +91,32 @@ async def test_status_is_complete(world: World) -> None:
         assert part in answer, answer
     for part in ("agents: 1 active", "rooms: 1 portal", "1 direct", "to be decided", "jobs: 0", "dead letters: 0"):
         assert part in answer, answer
-    await asked(admin, room, "pause all")
-    assert "**Paused**: everything" in await asked(admin, room, "status")
+    await asked(admin, room, "pause all a loop was seen")
+    answer = await asked(admin, room, "status")
+    assert f"**Paused**: everything (a loop was seen), by {admin.mxid}" in answer
+    assert "`resume all` ends it" in answer
+    answer = await asked(admin, room, "agents")
+    assert answer.startswith("All agents are paused.")
+    answer = await asked(admin, room, "agent Ada")
+    assert "state: active, paused" in answer
+    assert f"everything is paused by {admin.mxid}" in answer
+    await asked(admin, room, "resume all")
+    await asked(admin, room, "pause Ada")
+    assert " · paused" in await asked(admin, room, "agents")
     await world.letta.stop()
     await asked(admin, room, "ping")
-    assert "Letta does not work" in await asked(admin, room, "status")
+    answer = await asked(admin, room, "status")
+    assert "Letta does not work" in answer
+    assert "Letta does not say its version" in answer
+
+
+async def test_the_space_is_no_direct_chat_while_there_are_no_agents(sqlite_world: World) -> None:
+    admin = await sqlite_world.hs.person("admin")
+    bridge = await sqlite_world.start(management__rooms=False, mirror__invite=[admin.mxid])
+    await until(lambda: bridge.desk.directory.space_room, why="no space")
+    room = await bot_room(sqlite_world, admin)
+    assert "1 direct" in await asked(admin, room, "status"), "the one that this is asked in"
+    assert " · space · " in await asked(admin, room, "rooms")
 
 
 async def test_rooms_and_users(sqlite_world: World) -> None:
@@ -111,6 +132,9 @@ async def test_rooms_and_users(sqlite_world: World) -> None:
     answer = await asked(admin, room, "rooms --kind portal")
     assert answer.startswith("1 room:")
     assert "Did you mean `direct`" in await asked(admin, room, "rooms --kind direkt")
+    answer = await asked(admin, room, "permissions grant @bob:test.local owner Ada")
+    assert "`owner` is none of `user`, `admin`, `none`" in answer
+    assert "Did you mean" not in answer, "it would shut Bob out"
     users = await asked(admin, room, "users")
     assert re.search(rf"`{alice.mxid}`: user, 1 room, last message \d+ m?s ago", users)
     assert f"`{admin.mxid}`: admin, 1 room, last message never" in users
@@ -167,6 +191,14 @@ async def test_doctor_says_what_to_do(sqlite_world: World) -> None:
     assert "Ada cannot be mirrored: it does not fit" in answer
     assert "1 dead letter older than a day" in answer
     assert "✅" not in answer
+    await bridge.db.write(lambda conn: bridge.desk.alarms.raise_(conn, "test", "The moon is down.\n\nLook up."))
+    for command in ("doctor", "status"):
+        assert "The moon is down. Look up. (for" in await asked(admin, room, command), "one line of a list"
+    for agent in list(sqlite_world.letta.agents):
+        sqlite_world.letta.remove_agent(agent)
+    answer = await asked(admin, room, "doctor")
+    assert "Letta lists none, and the bridge's database knows 1" in answer
+    assert "create one" not in answer, "that would be in the wrong Letta"
 
 
 async def _kill_a_letter(world: World, person: Person, age: float = 0.0) -> str:

@@ -148,12 +148,18 @@ async def test_answers_and_exit_codes(near: tuple[World, Path], capfd: pytest.Ca
     assert "Did you mean agents" in answer.err
     assert not answer.out
     assert "I understand" in (await typed(capfd, config)).out
+    assert "For example:\n\n- letta-bridge ctl agents" in (await typed(capfd, config, "help", "agents")).out
     assert "agents [search]" in (await typed(capfd, config, "agents", "--help")).out
     assert (await typed(capfd, config, "status", "--timeout")).code == Exit.USAGE
     await world.stop()
     answer = await typed(capfd, config, "status")
     assert answer.code == Exit.NOT_RUNNING
     assert f"the bridge is not running here (no socket at {path}); start it with" in answer.err
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    answer = await typed(capfd, config, "status")
+    assert answer.code == Exit.NOT_RUNNING
+    assert f"(nobody answers at the socket {path})" in answer.err
 
 
 async def test_what_changes_something_is_logged_with_who_asked_and_without_its_text(
@@ -173,6 +179,7 @@ async def test_a_job_is_followed_to_its_end(near: tuple[World, Path], capfd: pyt
     assert answer.code == Exit.OK, answer
     assert "job" in answer.err
     assert answer.err.count("\n") > 3, "a line for each step"
+    assert ") is there" in answer.out and "✅" not in answer.out, "each step is told once"
     assert any(agent.name == "Bea" for agent in world.letta.agents.values()), "made in Letta"
     answer = await typed(capfd, config, "jobs", "--all", "--json")
     assert [job["state"] for job in answer.data] == ["done"]
@@ -234,6 +241,7 @@ async def test_export_goes_to_standard_output(near: tuple[World, Path], capfd: p
     assert [(one["direction"], one["sender"]) for one in lines] == [("in", alice.mxid), ("out", world.puppet(agent))]
     assert lines[0]["body"] == "good morning"
     assert {"at", "room", "event", "agent", "state"} <= set(lines[0])
+    assert abs(lines[0]["sent_at"] - lines[0]["at"]) < 60 and "sent_at" not in lines[1]
     assert "2 messages" in answer.err
     assert "is no time" in (await typed(capfd, config, "export", "--since", "soon")).err
 

@@ -189,7 +189,7 @@ def line_of(text: str) -> str:
 async def test_deleting_shows_what_is_lost_and_wants_the_name(world: World) -> None:
     _, row = await with_ada(world, "summon Ada --tags a,b")
     preview = await ask(world, "despawn Ada --delete-agent")
-    assert not preview.ok
+    assert preview.ok, "a preview that worked is no failure"
     assert preview.job is None
     for words in ("for ever", f"owner: {ADMIN}", "tags: a, b", "0 messages"):
         assert words in preview.text
@@ -333,6 +333,9 @@ async def test_room_with_two_agents_that_answer(world: World) -> None:
     await admin.send(room, "hello", **{"m.mentions": {"user_ids": [basil.mxid]}})
     await admin.wait_message(room, sender=basil.mxid, text="I am here", timeout=10.0)
     assert not [m for m in admin.messages(room) if m.sender == ada.mxid]
+    again = await ask(world, 'room create "Night watch" basil Ada --invite @cid:test.local')
+    assert not again.ok and "have made that room already" in again.text
+    assert "`invite` brings more people in" in again.text
 
 
 @pytest.mark.parametrize("path", [r"/createRoom$", r"/join$", r"/invite$"])

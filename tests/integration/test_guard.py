@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -167,7 +168,9 @@ async def test_half_a_list_only_adds(world: World) -> None:
     assert await world.alarms() == []
 
 
-async def test_many_gone_at_once_are_kept_until_that_is_confirmed(world: World) -> None:
+async def test_many_gone_at_once_are_kept_until_that_is_confirmed(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     await mirrored(world, 12)
     since = len(world.fake.requests)
     world.letta.set(agent(number) for number in range(1, 8))
@@ -184,6 +187,12 @@ async def test_many_gone_at_once_are_kept_until_that_is_confirmed(world: World) 
     await world.run_pass()
     gone = {number for number, state in (await states(world)).items() if state == "missing"}
     assert gone == {"9", "10", "11", "12", "7"}, "what was shown, and one more, which is few enough"
+    warned = {
+        record.__dict__["agent"]
+        for record in caplog.records
+        if record.__dict__.get("action") == "agent_missing" and record.levelno >= logging.WARNING
+    }
+    assert warned == {agent_id(7)}, "the log warns of nobody whose absence an administrator has just confirmed"
     assert await world.alarms() == []
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from letta_bridge.ids import MXID, EventID, RoomID
+from letta_bridge.ids import MXID, AgentID, EventID, RoomID
 from letta_bridge.jobs import engine as engine_module
 from letta_bridge.matrix import envelope
 from letta_bridge.mirror import history as history_module
@@ -107,6 +107,24 @@ async def test_a_new_room_begins_with_what_was_said(world: World) -> None:
     await alice.send(await world.dm(alice, agent), "hello")
     await until(lambda: world.letta.turns(agent))
     assert len(imported(world, room)) == 6
+
+
+async def test_a_room_made_in_place_of_a_deleted_one_begins_with_them_too(world: World) -> None:
+    agent = world.letta.add_agent("Ada")
+    world.letta.seed_history(agent, SPOKEN, at=WHEN)
+    await world.start()
+    old = await shown(world, agent)
+    before = bodies(world, old)
+    world.hs.purge_room(old)
+
+    async def moved() -> bool:
+        assert world.bridge is not None
+        row = await world.bridge.agents.get(AgentID(agent))
+        return row is not None and row.portal_room not in (None, old)
+
+    await until(moved, timeout=20.0, why="not replaced")
+    room = await shown(world, agent)
+    assert len(before) == 6 and bodies(world, room) == before
 
 
 async def test_an_agent_without_a_past_costs_the_homeserver_nothing(sqlite_world: World) -> None:

@@ -53,6 +53,16 @@ async def test_an_administrator_may_give_many(sqlite_world: World) -> None:
         assert (await asked(admin, room, "version")).startswith("letta-bridge ")
 
 
+async def test_an_administrators_commands_leave_room_for_messages(sqlite_world: World) -> None:
+    ada, admin = await started(sqlite_world, limits__messages_per_minute=2)
+    room = await bot_room(sqlite_world, admin)
+    for _ in range(3):
+        await asked(admin, room, "version")
+    chat = await sqlite_world.dm(admin, ada, "hello")
+    await admin.wait_message(chat, sender=sqlite_world.puppet(ada), text=re.compile("echo: hello|hello"))
+    assert not [said.body for said in notices(admin, chat) if "within a minute" in said.body]
+
+
 async def test_a_waiting_message_that_becomes_a_command_goes_to_nobody(world: World) -> None:
     ada, _ = await started(world)
     alice = await world.hs.person("alice")

@@ -34,7 +34,7 @@ async def test_a_paused_agent_keeps_its_messages_over_a_restart(world: World) ->
     hers, his, elsewhere = await world.dm(alice, scout), await world.dm(bob, scout), await world.dm(bob, other)
     admin, bot = await an_admin(world)
     reply = await ask(admin, bot, "pause Scout its model is changed")
-    assert "Paused: Scout" in reply and "resume agent-" in reply
+    assert "Paused: Scout" in reply and "`resume Scout` ends it" in reply
     await alice.send(hers, "one")
     notice = await said(alice, hers, KEPT)
     assert "administrator (its model is changed)" in notice
@@ -166,7 +166,14 @@ async def test_who_may_pause_what(sqlite_world: World) -> None:
     await ask(alice, room, "resume Ada")
     await answered(world, alice, dm, ada, "hello")
     await ask(admin, bot, "pause Ada not now")
-    assert "only administrators can resume" in await ask(alice, room, "resume Ada")
+    assert f"paused by {admin.mxid}, an administrator" in await ask(alice, room, "resume Ada")
+    await ask(admin, bot, "resume Ada")
+    await own(world, ada, admin.mxid)
+    await ask(admin, bot, f"permissions grant {alice.mxid} admin Ada")
+    await ask(admin, bot, "pause Ada")
+    answer = await ask(alice, room, "resume Ada")
+    assert f"paused by {admin.mxid}, its owner and an administrator" in answer, "rooms are told: by my owner"
+    assert "only administrators can resume" in answer
     await ask(admin, bot, "resume Ada")
     await ask(admin, bot, f'permissions grant {alice.mxid} admin "{dm}"')
     assert "Paused: this room" in await ask(alice, dm, "!letta pause")

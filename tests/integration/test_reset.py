@@ -75,7 +75,9 @@ async def test_it_gives_everything_up_and_begins_anew(world: World) -> None:
     management = str(await _management(world))
     old, letta = set(world.hs.hs.rooms), {agent.id: agent.name for agent in world.letta.agents.values()}
     preview = await ask(world, "reset", room=management)
-    assert "2 agents and the homeserver would not be touched" in preview.text
+    assert preview.ok, "a preview that worked is no failure"
+    assert "the agents in it and the homeserver would not be touched" in preview.text
+    assert "0 permissions given by command, 0 owners of agents, 0 pauses, 0 jobs" in preview.text
     assert all(ours_in(world, room) for room in (dm, group, management)), "a preview changes nothing"
     reply = await ask(world, await the_line(world, management), room=management)
     assert reply.ok, reply.text

@@ -283,6 +283,7 @@ async def test_a_run_without_a_name_that_takes_too_long_is_found_and_cancelled(s
 
 async def test_an_agent_deleted_in_letta_is_told(sqlite_world: World) -> None:
     world = sqlite_world
+    world.letta.add_agent("Another")  # an empty Letta would be no proof
     agent, alice, room = await one_room(world)
     world.letta.remove_agent(agent)
     await alice.send(room, "still there?")

@@ -177,7 +177,8 @@ class Rig:
         return row
 
     async def alarms(self) -> list[str]:
-        return [alarm.text for alarm in await Alarms(self.db).all() if not alarm.cleared]
+        alarms = await Alarms(self.db).all()
+        return [alarm.text for alarm in alarms if not alarm.cleared and alarm.topic != "room.news"]
 
     async def confirm(self) -> tuple[set[str], str | None] | None:
         """An admin says yes to what is frozen: who is gone, and which Letta was meant if it was about that."""

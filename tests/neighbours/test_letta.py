@@ -176,16 +176,32 @@ async def test_replaced_by_an_empty_one_and_back_again(sqlite_world: World, capl
     world.letta.wipe()
     await admin_reads(caplog, "guard_frozen")
     await at.say("one")
-    await at.is_told("does not exist in Letta any more")
+    await at.is_told("cannot be found in the Letta that answers now")
     assert [row for row in await at.bridge.agents.all()] == rows, "the mirror acted on an empty list"
     writes = [r for r in world.hs.requests if r.method != "GET" and not any(w in r.path for w in ("/send/", "/ping"))]
     assert [r.path for r in writes if "/receipt/" not in r.path and "/typing/" not in r.path] == []
     world.letta._core.db = kept
     await at.say("two")
-    await at.answered("two")
-    assert at.heard() == ["hello", "two"]
+    await at.answered("one", "two", timeout=30)
+    assert at.heard() == ["hello", "one", "two"]
     assert len(at.told()) == 1
     assert not said(caplog, "agent_missing")
+
+
+async def test_replaced_by_another_one_for_good(sqlite_world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world = sqlite_world
+    at = await scene(world, letta__poll_interval=0.5)
+    world.letta.wipe()
+    await admin_reads(caplog, "guard_frozen")
+    await at.say("one")
+    await at.is_told("Your message is kept")
+    bridge = at.bridge
+    frozen = (await bridge.directory.guard.read()).frozen
+    assert frozen is not None
+    assert await bridge.db.write(lambda conn: bridge.directory.guard.confirm(conn, frozen.nonce))
+    await at.is_told("does not exist in Letta any more", 40)
+    assert len(at.told()) == 2
+    assert await bridge.db.fetchval("SELECT COUNT(*) FROM turn WHERE state IN ('queued', 'running')") == 0
 
 
 @REDIS

@@ -1,11 +1,13 @@
 """The command line as its user meets it: what it writes, says and returns."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
 import shlex
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -74,7 +76,9 @@ def test_the_steps_can_be_pasted_also_from_a_folder_with_a_space(
     copied = [words[-2] for words in commands if words[:1] == ["install"]]
     assert copied == [str(folder / "registration.yaml")] * 2
     last = [words for words in commands if words[:1] == ["letta-bridge"]]
-    assert last == [["letta-bridge", name, "-c", "../my bridge/config.yaml"] for name in ("check", "smoke", "run")]
+    file = ["-c", "../my bridge/config.yaml"]
+    show = [["letta-bridge", "register", *file, "--show", what] for what in ("admin-room", "toml")]
+    assert last == [*show, *(["letta-bridge", name, *file] for name in ("check", "smoke", "run"))]
 
 
 def test_init_on_a_terminal_prints_what_to_paste(
@@ -520,6 +524,15 @@ async def test_an_unknown_letta_and_no_agents_are_warnings(world: World) -> None
     code, found = await world.check()
     assert code == Exit.OK
     assert found["Letta version"]["status"] == found["agents"]["status"] == "warn"
+    assert "summon" in found["agents"]["remedy"]
+    with contextlib.closing(sqlite3.connect(next(world.folder.glob("*.db")))) as database, database:
+        database.execute(
+            "INSERT INTO agent (agent_id, mxid, device_id, name, state, created_at) "
+            "VALUES ('agent-1', '@a:b', 'device', 'Ada', 'active', 0)"
+        )
+    found = (await world.check())[1]
+    assert found["agents"]["text"] == "Letta lists none, and the bridge's database knows 1"
+    assert "create" not in found["agents"]["remedy"], "that would be in the wrong Letta"
     world.letta.names = ["Ada", "Bob"]
     world.change("names: []", 'names: ["Z*"]')
     assert "leave none" in (await world.check())[1]["agents"]["remedy"]

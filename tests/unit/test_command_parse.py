@@ -221,6 +221,25 @@ def test_an_agent_is_found(text: str, row: AgentRow) -> None:
     assert lookup.choose(ROWS, text) is row
 
 
+@pytest.mark.parametrize(
+    ("names", "typed"),
+    [
+        (("Ada",), "Ada"),
+        (("Ada", "Adam"), "Ada"),
+        (("Night watch", "Ada"), '"Night watch"'),
+        (("Ada", "ada"), ""),
+        (("all",), ""),
+        (("here",), ""),
+        (("--x",), ""),
+        (("",), ""),
+        (('a "b"',), ""),
+    ],
+)
+def test_hints_name_an_agent_as_people_do_where_that_is_enough(names: tuple[str, ...], typed: str) -> None:
+    rows = [agent(number, name) for number, name in enumerate(names)]
+    assert lookup.handle(rows, rows[0]) == (typed or rows[0].agent_id)
+
+
 def test_several_agents_are_listed_with_their_ids() -> None:
     with pytest.raises(CommandError) as caught:
         lookup.choose(ROWS, "twin")

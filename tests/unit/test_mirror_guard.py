@@ -105,6 +105,15 @@ def test_nobody_is_taken_away_on_uncertain_evidence(
         assert 2 * len(known & listed) >= len(known)
 
 
+def test_the_numbers_of_the_alarm_add_up() -> None:
+    gone = tuple(AgentID(f"agent-{number}") for number in range(3))
+    shrunk = Frozen("4f2a", Why.SHRUNK.value, gone, (AgentID("agent-9"),), 8, 4, None)
+    assert "3 agents are gone" in shrunk.text
+    assert "lists 4 of the 8 agents that are mirrored (1 was missing already)" in shrunk.text
+    other = Frozen("4f2a", Why.ANOTHER.value, (), (), 4, 0, None)
+    assert "it lists none of the 4 agents" in other.text
+
+
 @pytest.mark.parametrize("why", list(Why))
 def test_the_alarm_says_what_to_type(why: Why) -> None:
     frozen = Frozen("4f2a", why.value, (AgentID("agent-1"),), (), 12, 3, None)
