@@ -142,6 +142,11 @@ async def letta_away(world: World, alice: Person, room: str, agent: str) -> None
     await hold.entered()
     world.letta.kill()
     await said(alice, room, "cannot reach Letta")
+    # from then on it is known that whatever Letta was doing has ended: its own record will say "running" for ever
+    seen = "SELECT 1 FROM setting WHERE name = 'letta_refused_at'"
+    bridge = world.bridge
+    assert bridge is not None
+    await until(lambda: bridge.db.fetchval(seen), 30, why="nobody saw that nothing listens at Letta's address")
     hold.release()
     await world.letta.start()
     await alice.send(room, spoken("back"))

@@ -144,16 +144,21 @@ class ReplicaWorld:
             ) from late
         await self.check(person)
 
+    def _half_said(self, person: Person) -> list[str]:
+        """Answers that still grow; all of their text can be there before their end is."""
+        shown = (m for room in self.rooms for m in person.messages(room.room_id) if m.sender == puppet_of(room.agent))
+        return [m.body for m in shown if m.body.endswith("…")]
+
     async def check(self, person: Person) -> None:
         """The invariants: nothing twice, in order, one turn of an agent at a time, nothing left half said."""
         await self.hs.wait_pushed(20)
+        await self.hs.wait_until(lambda: not self._half_said(person), 20, "the end of every answer")
         for room in self.rooms:
             shown = [m for m in person.messages(room.room_id) if m.sender == puppet_of(room.agent)]
             answers = [text for m in shown for text in re.findall(r"<([^>]*)>", m.body)]
             if answers != room.said:
                 story = await self.story(room)
                 raise AssertionError(f"answered: {answers}, said: {room.said}\n{story}\n{self.report()}")
-            assert not [m.body for m in shown if m.body.endswith("…")], "left half said"
             heard = self.heard(room)
             assert heard == room.said, f"heard in {room.room_id}: {heard}, said: {room.said}\n{self.report()}"
         assert not self.overlaps(), f"turns of one agent at the same time: {self.overlaps()}"
