@@ -44,10 +44,6 @@ class Names:
         """The local part of a new puppet's user id."""
         return self.prefix + puppet_suffix(agent_id)
 
-    def room_localpart(self, mxid: MXID) -> str:
-        """The local part of the alias of a puppet's portal: the user's, also where an agent took another's place."""
-        return mxid[1:].partition(":")[0]
-
     def mxid(self, agent_id: AgentID) -> MXID:
         """The puppet's user id."""
         return MXID(f"@{self.localpart(agent_id)}:{self.domain}")

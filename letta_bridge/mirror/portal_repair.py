@@ -191,6 +191,8 @@ class _Case:
     async def _look_at_mark(self) -> None:
         content = portal_content(self._row)
         ours = portal_agent(self._state, self._bot) == self._row.agent_id
+        if ours and (successor := find(self._state, PORTAL_STATE).get("replaced_by")):
+            content["replaced_by"] = successor  # said when the agent was rebound; no row remembers it
         if self._row.dismissed and not find(self._state, PORTAL_STATE).get("dismissed"):
             self._columns["portal_bridge"] = ""  # the row may be of somebody who is recalled before it says so itself
         if (not ours or find(self._state, PORTAL_STATE) != content) and self._may_set(PORTAL_STATE):

@@ -91,6 +91,9 @@ async def test_a_recreated_agent_gets_the_room_and_the_chats_of_the_old_one(worl
     await check_rebound(world, old, new, former, portal)
     await a_pass(world)
     await check_rebound(world, old, new, former, portal)
+    await ask(admin, bot, "sync --full", timeout=20)
+    await a_pass(world)
+    await check_rebound(world, old, new, former, portal)
     await admin.send(dm, "do you remember?")
     await admin.wait_message(dm, sender=world.puppet(old), text=re.compile("do you remember"), timeout=15)
     assert [turn.agent_id for turn in world.letta.turns()][-1] == new
