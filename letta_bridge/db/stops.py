@@ -54,7 +54,7 @@ class Stops:
         running: list[TurnID] = []
         for row in rows:
             if row["state"] == "queued":
-                await self._turns.close(conn, row["turn_id"], "cancelled", f"stopped by {by}")
+                await self._turns.take_back(conn, row["turn_id"], by, f"stopped by {by}")
                 queued.append(TurnID(row["turn_id"]))
             elif not row["stop_by"]:
                 await conn.execute("UPDATE turn SET stop_by = $2 WHERE turn_id = $1", row["turn_id"], by)
@@ -79,7 +79,7 @@ class Stops:
                 count = await conn.fetchval(
                     "SELECT COUNT(*) FROM turn_event WHERE turn_id = $1 AND withdrawn = 0", row["turn_id"]
                 )
-                await self._turns.close(conn, row["turn_id"], "cancelled", f"stopped by {by}")
+                await self._turns.take_back(conn, row["turn_id"], by, f"stopped by {by}")
                 queued.append((RoomID(row["room_id"]), row["thread_root"], int(count)))
             else:
                 if not row["stop_by"]:

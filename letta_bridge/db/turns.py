@@ -182,14 +182,14 @@ class Turns:
             replaced += 1
         return replaced, late
 
-    async def withdraw(self, conn: Connection, room_id: RoomID, event_id: EventID, author: MXID | None) -> int:
-        """A redaction: take the message out of turns that have not started; how many that were.
+    async def withdraw(self, conn: Connection, room_id: RoomID, event_id: EventID, author: MXID | None) -> list[str]:
+        """A redaction: take the message out of turns that have not started; their lanes.
 
         In a turn that runs it is marked (``withdrawn = 2``), so that it is not handed over again if this try proves
         to have failed. ``author``: only if it is this person's message.
         """
         rows = await conn.fetch(
-            "SELECT e.turn_id, e.agent_id, t.state FROM turn_event e JOIN turn t ON t.turn_id = e.turn_id "
+            "SELECT e.turn_id, e.agent_id, e.sender, t.state FROM turn_event e JOIN turn t ON t.turn_id = e.turn_id "
             "WHERE e.event_id = $1 AND t.room_id = $2 AND ($3 = '' OR e.sender = $3) AND e.withdrawn = 0 "
             f"AND t.state IN {OPEN} {self._lock_turn}",
             event_id,
@@ -211,8 +211,21 @@ class Turns:
                 "SELECT COUNT(*) FROM turn_event WHERE turn_id = $1 AND withdrawn = 0", row["turn_id"]
             )
             if not left:
-                await self.close(conn, row["turn_id"], "cancelled", "withdrawn by its sender")
-        return len(queued)
+                await self.take_back(conn, row["turn_id"], row["sender"], "withdrawn by its sender")
+        return [agent_lane(row["agent_id"]) for row in queued]
+
+    async def take_back(self, conn: Connection, turn_id: TurnID, by: str, why: str) -> None:
+        """A queued turn that is not to be handed over any more: ``cancelled``; but when an earlier try showed some of
+        an answer, its lane closes it, and gives what is shown an end.
+        """
+        shown = await conn.fetchval(
+            "UPDATE turn SET stop_by = $2, not_before = 0 WHERE turn_id = $1 AND state = 'queued' AND attempt > 0 "
+            "AND EXISTS (SELECT 1 FROM outbox o WHERE o.turn_id = turn.turn_id) RETURNING lane",
+            turn_id,
+            by,
+        )
+        if shown is None:
+            await self.close(conn, turn_id, "cancelled", why)
 
     @property
     def _lock_turn(self) -> str:
@@ -235,16 +248,16 @@ class Turns:
         """The turn whose turn it is: the one that is running, else the oldest that waits.
 
         A turn that waits for an approval lets those of other rooms (other conversations) pass, not those of its own;
-        so does one whose room is paused. What is running is never held up by a pause.
+        so does one whose room is paused. What is running, or only has to be closed, is never held up by a pause.
         """
-        paused = f"state = 'queued' AND {_paused('t')}"
+        paused = f"state = 'queued' AND stop_by = '' AND {_paused('t')}"
         blocked = f"b.state = 'queued' AND b.wait_reason = '{Kind.APPROVAL.value}' AND b.not_before > {self._db.now}"
         row = await (reader or self._db).fetchrow(
             f"SELECT {self._columns}, CASE WHEN {paused} THEN 1 ELSE 0 END AS paused "
             f"FROM turn t WHERE lane = $1 AND state IN {OPEN} "
-            "ORDER BY CASE WHEN state = 'running' THEN 0 ELSE 1 END, paused, CASE WHEN EXISTS (SELECT 1 FROM turn b "
-            f"WHERE b.lane = $1 AND b.room_id = t.room_id AND b.turn_id <= t.turn_id AND {blocked}) "
-            "THEN 1 ELSE 0 END, turn_id LIMIT 1",
+            "ORDER BY CASE WHEN state = 'running' THEN 0 WHEN stop_by <> '' THEN 1 ELSE 2 END, paused, "
+            "CASE WHEN EXISTS (SELECT 1 FROM turn b WHERE b.lane = $1 AND b.room_id = t.room_id "
+            f"AND b.turn_id <= t.turn_id AND {blocked}) THEN 1 ELSE 0 END, turn_id LIMIT 1",
             lane,
         )
         return None if row is None else replace(_turn(row), paused=bool(row["paused"]))

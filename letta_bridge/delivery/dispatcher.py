@@ -51,6 +51,8 @@ class _Decided:
     management: bool
     """Said where commands are what the room is for."""
     to_stop: list[TurnID] = field(default_factory=list)
+    to_wake: set[str] = field(default_factory=set)
+    """Lanes of agents from which a waiting message was taken back."""
 
     @property
     def thread(self) -> str:
@@ -297,6 +299,8 @@ class Dispatcher:
             self._c.sight.decided(decided.decision.action.value)
         for agent_id in {puppet.agent_id for decided in together for puppet in decided.decision.puppets}:
             self._c.lanes.wake(f"agent:{agent_id}")
+        for lane in {lane for decided in together for lane in decided.to_wake}:
+            self._c.lanes.wake(lane)
         if any(decided.decision.action is Action.COMMAND for decided in together):
             self._c.lanes.wake(command_lane(together[0].event.room_id))
         for decided in together:
@@ -319,13 +323,14 @@ class Dispatcher:
         """Write one decision and what it leads to, and settle its event."""
         event, decision, reason = decided.event, decided.decision, decided.decision.reason
         decided.to_stop.clear()
+        decided.to_wake.clear()
         for message in decided.messages:
             await self._c.turns.add(conn, message)
             await self._c.lanes.announce(conn, f"agent:{message.agent_id}")
         if decision.action is Action.EDIT:
             reason = await self._edit(conn, decided)
         elif decision.action is Action.WITHDRAW and decision.target:
-            withdrawn = await self._withdraw(conn, event, EventID(decision.target))
+            withdrawn = await self._withdraw(conn, decided)
             reason = f"redaction: {withdrawn} waiting messages withdrawn"
         elif decision.action is Action.STOP:
             decided.to_stop.extend(await self._stop(conn, event, decision, decided.thread))
@@ -336,14 +341,24 @@ class Dispatcher:
         state = "dispatched" if decision.action in _ANSWERED else "skipped"
         await self._c.inbox.settle(conn, event.seq, state, reason)
 
-    async def _withdraw(self, conn: Connection, event: StoredEvent, target: EventID) -> int:
+    async def _withdraw(self, conn: Connection, decided: _Decided) -> int:
         """Servers send every redaction on, and only refuse to apply those that are not allowed. Our own homeserver has
         asked its user's power; of others only the author is believed.
         """
+        event, target = decided.event, EventID(decided.decision.target)
         trusted = event.sender.partition(":")[2] == self._c.homeserver.domain
         author = None if trusted else event.sender
         commands = await self._c.commands.withdraw(conn, event.room_id, target, author)
-        return commands + await self._c.turns.withdraw(conn, event.room_id, target, author)
+        return commands + await self._take_back(conn, decided, author)
+
+    async def _take_back(self, conn: Connection, decided: _Decided, author: MXID | None) -> int:
+        """Take a message out of what waits; of how many turns."""
+        target = EventID(decided.decision.target)
+        lanes = await self._c.turns.withdraw(conn, decided.event.room_id, target, author)
+        for lane in lanes:  # it may have to close what it showed of an answer
+            await self._c.lanes.announce(conn, lane)
+        decided.to_wake.update(lanes)
+        return len(lanes)
 
     async def _command(self, conn: Connection, decided: _Decided) -> None:
         event = decided.event
@@ -356,7 +371,7 @@ class Dispatcher:
     async def _edit(self, conn: Connection, decided: _Decided) -> str:
         event, decision = decided.event, decided.decision
         if begins(decided.seen.text):  # what is addressed to the bridge goes to no agent
-            taken_back = await self._c.turns.withdraw(conn, event.room_id, EventID(decision.target), event.sender)
+            taken_back = await self._take_back(conn, decided, event.sender)
             if taken_back and decision.puppets and not event.doubtful:
                 await self._say(conn, event, decided.thread, Notice(errors.EDITED_TO_COMMAND, "", decision.puppets[0]))
             return f"edit: a command now, {taken_back} waiting copies withdrawn"

@@ -29,7 +29,7 @@ from .doubt import HELD, DoubtfulTurn
 from .reader import StreamReader
 from .replies import Replies
 from .speech import Renderer, whole
-from .turnwork import beside
+from .turnwork import STOPPED_MARK, beside
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,8 @@ class TurnRun(DoubtfulTurn):
             return await self._close_stopped()
         if self._turn.state == "queued":
             return None  # paused: its lane meets it again as such
-        await self._close("cancelled", "withdrawn")
+        replies = self._replies(await self._c.turns.messages(self._turn.turn_id))
+        await self._close("cancelled", "withdrawn", await self._shut(replies, STOPPED_MARK, shown_only=True))
         return None
 
     async def _hand_over(self, conversation: ConversationID, messages: list[TurnMessage]) -> float | None:
@@ -146,6 +147,7 @@ class TurnRun(DoubtfulTurn):
         """``running`` without us (a crash, a take-over), or the call was ``broken``: find out what became of it, never
         guess.
         """
+        self._shown_before = True  # also by this very attempt, of which the call was broken
         await self._reread()
         if self._turn.running_for < 0:
             turn_id = self._turn.turn_id

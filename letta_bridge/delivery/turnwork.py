@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _BROKEN_MARK = "\n\n*(broken off)*"
-_STOPPED_MARK = "\n\n*(stopped)*"
+STOPPED_MARK = "\n\n*(stopped)*"
 _RENDER_BESIDE = 2000
 """Characters; a table of so many takes about 20 ms."""
 
@@ -95,7 +95,7 @@ class TurnWork:
     async def _close_stopped(self) -> float | None:
         """Stopped: what was shown of the answer is closed with a mark; nothing more is said of it here."""
         replies = self._replies(await self._c.turns.messages(self._turn.turn_id))
-        rows = await self._shut(replies, _STOPPED_MARK, shown_only=True)
+        rows = await self._shut(replies, STOPPED_MARK, shown_only=True)
         await self._reread()
         await self._close("cancelled", f"stopped by {self._turn.stop_by or 'Letta'}", rows)
         return None
@@ -104,7 +104,7 @@ class TurnWork:
         """Close what was said of an answer that will not go on; what only an earlier owner showed, too."""
         rows: list[Outgoing] = []
         for speech in self._speeches:
-            if speech.shown_txn or not shown_only:
+            if speech.shown_txn or not shown_only or await self._left_growing(replies, speech.index):
                 rows += await self._final(replies, speech, "" if speech.complete else mark)
         index = len(self._speeches)
         while (text := await self._c.outbox.text_of(replies.first_txn(index))) is not None:
@@ -112,6 +112,11 @@ class TurnWork:
                 rows += replies.final(Speech(index, "", [text.removesuffix(LIVE_MARK)]), mark, opened=True)
             index += 1
         return rows
+
+    async def _left_growing(self, replies: Replies, index: int) -> bool:
+        """Whether an earlier attempt or owner showed a beginning of this message, and nobody its end."""
+        text = await self._c.outbox.text_of(replies.first_txn(index))
+        return text is not None and text.endswith(LIVE_MARK)
 
     async def _believed(self, error: LettaError) -> LettaError:
         """The error as it counts: that an agent is gone is no proof while it is undecided whether Letta is ours."""

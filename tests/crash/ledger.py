@@ -119,6 +119,11 @@ class Ledger:
                 self._closed[room] = len(said)
         return missing
 
+    def growing(self) -> list[str]:
+        """What is shown of answers that have not come to an end, also of those that nobody has to get."""
+        rooms = self._rooms().items()
+        return [m.body for room, said in rooms for _, m in self._spoken(room, said[0].person) if not _ended(m)]
+
     def waiting(self, room: str) -> list[Said]:
         """Messages of a room to which not every agent has given its whole answer yet."""
         said = [one for one in self.said if one.room == room]
@@ -165,8 +170,7 @@ class Ledger:
                 continue
             names = _NAME.findall(message.body)
             shown[(agent, message.thread_root or "")] += names
-            ended = any(word in message.body for word in (END, "(stopped)", "(broken off)"))
-            if not ended:
+            if not _ended(message):
                 verdict.unfinished.append(f"{names} {message.body[-60:]!r}")
         for one in said:
             for agent in one.agents:
@@ -213,6 +217,11 @@ def _overtaken(event_id: str, turns: list[Turn]) -> bool:
         names = [make_otid(agent, conversation, EventID(event_id), attempt) for attempt in range(1, 30)]
         attempts.append(next((at for at, name in enumerate(names) if name in turn.otids), 0))
     return attempts != sorted(attempts)
+
+
+def _ended(message: Rendered) -> bool:
+    """No text, or one that says how it ended."""
+    return message.msgtype != "m.text" or any(word in message.body for word in (END, "(stopped)", "(broken off)"))
 
 
 def _kind(message: Rendered) -> str | None:

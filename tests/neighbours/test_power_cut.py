@@ -27,7 +27,7 @@ _CALLS = "recvfrom,read,sendto,write,pwrite64,fsync,fdatasync"
 @asynccontextmanager
 async def traced(pid: int, out: Path) -> AsyncIterator[None]:
     """The system calls of a process and its threads, in their order, with what the descriptors stand for."""
-    command = ["strace", "-f", "-qq", "-y", "-s", "64", "-e", f"trace={_CALLS}", "-o", str(out), "-p", str(pid)]
+    command = ["strace", "-f", "-qq", "-y", "-s", "8192", "-e", f"trace={_CALLS}", "-o", str(out), "-p", str(pid)]
     errors = out.with_suffix(".err")
     with errors.open("wb") as log:
         tracer = subprocess.Popen(command, stderr=log)
@@ -64,6 +64,29 @@ def finished_calls(trace: Path) -> list[str]:
     return done
 
 
+def transaction_with(word: str, calls: list[str]) -> list[str]:
+    """The calls from the request of the transaction that brings a word to its answer: other requests, and answers of
+    others to us, may come in between.
+    """
+    asked, connection = -1, ""
+    for number, call in enumerate(calls):
+        if "PUT /_matrix/app/v1/transactions" in call:
+            asked, connection = number, _descriptor(call)
+        if asked >= 0 and word in call and _descriptor(call) == connection:
+            break
+    else:
+        raise AssertionError("the transaction was not seen")
+    for number, call in enumerate(calls[asked:], start=asked):
+        if call.startswith("sendto(") and _descriptor(call) == connection and '"HTTP/1.1 200' in call:
+            return calls[asked:number]
+    raise AssertionError("the transaction was not answered")
+
+
+def _descriptor(call: str) -> str:
+    """Which file or connection a call is about."""
+    return call.partition("(")[2].partition(",")[0]
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 async def test_sqlite_syncs_its_log_before_the_answer_goes_out(tmp_path: Path) -> None:
     async with crash_world(tmp_path, "sqlite:bridge.db") as world:
@@ -79,9 +102,7 @@ async def test_sqlite_syncs_its_log_before_the_answer_goes_out(tmp_path: Path) -
             await alice.send(room, "kept?")
             await world.answered(alice, room, agent, "kept?")
         calls = finished_calls(trace)
-    asked = next(i for i, call in enumerate(calls) if "PUT /_matrix/app/v1/transactions" in call)
-    answered = next(i for i, call in enumerate(calls) if i > asked and '"HTTP/1.1 200' in call)
-    between = calls[asked:answered]
+    between = transaction_with("kept?", calls)
     written = [i for i, call in enumerate(between) if re.match(r"pwrite64\(\d+<[^>]*bridge\.db-wal>", call)]
     synced = [i for i, call in enumerate(between) if re.match(r"f(data)?sync\(\d+<[^>]*bridge\.db-wal>\)\s+= 0", call)]
     assert written, "nothing was written between the request and its 200"
