@@ -24,6 +24,7 @@ from .db.memory import Conversations, Settings, Told
 from .db.outbox import Outbox
 from .db.past_rooms import PastRooms
 from .db.pauses import Pauses
+from .db.pruning import prune
 from .db.restored import Restored
 from .db.rooms import Rooms, doubt_all
 from .db.stops import Stops
@@ -305,9 +306,7 @@ class LettaBridge:
         while True:
             await asyncio.sleep(_PRUNE_EVERY)
             try:
-                await self.inbox.prune(_KEEP_BODIES)
-                await self.turns.prune(_KEEP_BODIES)
-                await self.outbox.prune(_KEEP_BODIES)
+                await prune(self.db, _KEEP_BODIES)
                 await self.desk.commands.prune(_KEEP_BODIES)
                 await self.desk.jobs.prune(_KEEP_BODIES)
             except Exception:  # housekeeping is tried again; it must not end silently

@@ -70,7 +70,7 @@ TROUBLES: dict[Kind, Trouble] = {
     Kind.NOT_OURS: Trouble(
         Fate.WAIT,
         "I cannot be found in the Letta that answers now. Your message is kept; an administrator of the bridge has "
-        "been asked whether this is the right Letta.",
+        "been asked what that means.",
     ),
     Kind.CONVERSATION_GONE: Trouble(
         Fate.RETRY,
@@ -109,7 +109,7 @@ ABOUT_LETTA: dict[Kind, str] = {
     Kind.MODEL_REFUSED: "the model's provider refused the request",
     Kind.CONTEXT_FULL: "the agent's conversation no longer fits its model",
     Kind.AGENT_GONE: "Letta has no such agent",
-    Kind.NOT_OURS: "Letta has no such agent, and looks like another Letta",
+    Kind.NOT_OURS: "Letta has no such agent, and it is not decided what that means ('guard')",
     Kind.CONVERSATION_GONE: "Letta has no such conversation",
     Kind.NO_MODEL: "Letta does not offer that model, or has none at all",
     Kind.REJECTED: "Letta refused the request",

@@ -91,7 +91,7 @@ def wire_delivery(desk: Desk, stops: Stops, restored: Restored, turns: TurnSetti
             presence=presence,
             troubles=Troubles(desk.turns, desk.outbox, desk.told, desk.agents, lanes),
             notes=desk.settings,
-            guard=desk.directory.guard,
+            absences=desk.directory.absences,
             restored=restored,
             settings=turns,
             sight=desk.sight,

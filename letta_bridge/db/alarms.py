@@ -50,7 +50,8 @@ class Alarms:
 
     async def add_news(self, conn: Connection, topic: str, text: str) -> None:
         """Something to be told once; together with what waits to be told under this topic."""
-        row = await conn.fetchrow("SELECT text FROM alarm WHERE topic = $1 AND told_at IS NULL", topic)
+        query = f"SELECT text FROM alarm WHERE topic = $1 AND told_at IS NULL {self._db.for_update}"
+        row = await conn.fetchrow(query, topic)
         waiting = str(row["text"]).split("\n") if row is not None else []
         if len(waiting) >= _MOST_NEWS:  # the newest; all of them stand in the log
             waiting = waiting[1 - _MOST_NEWS :]
@@ -84,8 +85,11 @@ class Alarms:
         return [_alarm(row) for row in rows]
 
     async def stands(self, conn: Connection, alarm: Alarm) -> bool:
-        """Whether it is still as it was read: not over, up again or another one meanwhile."""
-        row = await conn.fetchrow("SELECT since, cleared_at FROM alarm WHERE topic = $1", alarm.topic)
+        """Whether it is still as it was read (not over, up again or another one meanwhile), and will be until the
+        caller's transaction ends.
+        """
+        query = f"SELECT since, cleared_at FROM alarm WHERE topic = $1 {self._db.for_update}"
+        row = await conn.fetchrow(query, alarm.topic)
         return row is not None and (row["cleared_at"] is not None) == alarm.cleared and row["since"] == alarm.since
 
     async def note_told(self, conn: Connection, topic: str) -> None:

@@ -64,7 +64,7 @@ class Commands:
         return int(
             await (reader or self._db).fetchval(
                 "SELECT COUNT(*) FROM command WHERE sender = $1 "
-                f"AND created_at BETWEEN {self._db.now} - $2 AND {self._db.now}",
+                f"AND created_at BETWEEN (SELECT {self._db.now} - $2) AND (SELECT {self._db.now})",
                 sender,
                 seconds,
             )

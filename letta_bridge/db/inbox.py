@@ -270,15 +270,6 @@ class Inbox:
         rows = await self._db.fetch("SELECT DISTINCT room_id FROM inbox WHERE state <> 'dead'")
         return [RoomID(row["room_id"]) for row in rows]
 
-    async def prune(self, keep_bodies: float) -> None:
-        """Empty the bodies of events decided more than ``keep_bodies`` seconds ago; the ids stay."""
-        await self._db.write(
-            lambda conn: conn.execute(
-                f"UPDATE inbox SET body = '' WHERE body <> '' AND state <> 'new' AND decided_at < {self._db.now} - $1",
-                keep_bodies,
-            )
-        )
-
 
 def _parsed(body: str | None) -> dict[str, Any]:
     """An event with texts that can be stored; empty when it is none."""

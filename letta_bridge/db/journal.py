@@ -12,6 +12,8 @@ from .database import Database, Row
 from .inbox import ECHO
 
 _BATCH = 200
+_SPAN = 5000
+"""Rows that are looked through at a time, however few of them are meant."""
 _MOST_BYTES = 24 << 20
 _STEP = 0.002
 """Seconds: more than what is lost of a time when it is written down in milliseconds."""
@@ -34,8 +36,8 @@ async def entries(
     Args:
         most_bytes: of what came in, and of what went out; there are fewer messages where they are larger than that.
     """
-    came, until_in = await _pages(db, _IN, wish, most, most_bytes)
-    went, until_out = await _pages(db, _OUT, wish, most, most_bytes)
+    came, until_in = await _pages(db, "inbox", wish, most, most_bytes)
+    went, until_out = await _pages(db, "outbox", wish, most, most_bytes)
     return await asyncio.to_thread(_merged, came, went, most, min(until_in, until_out))
 
 
@@ -48,20 +50,20 @@ def _merged(came: list[Row], went: list[Row], most: int, until: float) -> tuple[
 _IN = (
     "SELECT i.seq AS seq, i.received_at AS at, i.room_id, i.sender, i.event_id, i.state, i.decision, i.body, "
     "(SELECT MIN(e.agent_id) FROM turn_event e WHERE e.event_id = i.event_id) AS agent_id FROM inbox i "
-    "WHERE i.seq > $1 AND i.type IN ('m.room.message', 'm.room.encrypted', 'm.sticker') AND i.decision <> '"
-    + ECHO
-    + "' AND i.received_at >= $2 AND ($3 = '' OR i.room_id = $3) AND ($4 = '' OR EXISTS "
-    "(SELECT 1 FROM turn_event e WHERE e.event_id = i.event_id AND e.agent_id = $4)) ORDER BY i.seq LIMIT $5"
+    "WHERE i.seq > $1 AND i.seq <= $2 AND i.type IN ('m.room.message', 'm.room.encrypted', 'm.sticker') "
+    "AND i.decision <> '" + ECHO + "' AND i.received_at >= $3 AND ($4 = '' OR i.room_id = $4) AND ($5 = '' OR EXISTS "
+    "(SELECT 1 FROM turn_event e WHERE e.event_id = i.event_id AND e.agent_id = $5)) ORDER BY i.seq LIMIT $6"
 )
 _OUT = (
     "SELECT o.seq AS seq, COALESCE(o.sent_at, o.created_at) AS at, o.room_id, o.sender, o.sent_event_id AS event_id, "
     "o.state, o.edits, o.content AS body, o.error, a.agent_id FROM outbox o LEFT JOIN agent a ON a.mxid = o.sender "
-    "WHERE o.seq > $1 AND COALESCE(o.sent_at, o.created_at) >= $2 AND ($3 = '' OR o.room_id = $3) "
-    "AND ($4 = '' OR a.agent_id = $4) ORDER BY o.seq LIMIT $5"
+    "WHERE o.seq > $1 AND o.seq <= $2 AND COALESCE(o.sent_at, o.created_at) >= $3 AND ($4 = '' OR o.room_id = $4) "
+    "AND ($5 = '' OR a.agent_id = $5) ORDER BY o.seq LIMIT $6"
 )
+_QUERIES = {"inbox": _IN, "outbox": _OUT}
 
 
-async def _pages(db: Database, query: str, wish: Wish, most: int, most_bytes: int) -> tuple[list[Row], float]:
+async def _pages(db: Database, table: str, wish: Wish, most: int, most_bytes: int) -> tuple[list[Row], float]:
     """Read in bites, so that no single question holds the database for long; and up to which time that is everything.
 
     A bite that is too large is still taken whole, and so is what has the time from which on it is asked for: who asks
@@ -69,14 +71,14 @@ async def _pages(db: Database, query: str, wish: Wish, most: int, most_bytes: in
     """
     rows: list[Row] = []
     after = size = 0
-    while len(rows) <= most:
-        page = await db.fetch(query, after, wish.since, wish.room_id or "", wish.agent_id or "", _BATCH)
+    newest = int(await db.fetchval(f"SELECT COALESCE(MAX(seq), 0) FROM {table}"))
+    while len(rows) <= most and after < newest:
+        upto = after + _SPAN
+        page = await db.fetch(_QUERIES[table], after, upto, wish.since, wish.room_id or "", wish.agent_id or "", _BATCH)
         rows += page
-        if len(page) < _BATCH:
-            break
-        after = page[-1]["seq"]
+        after = upto if len(page) < _BATCH else page[-1]["seq"]
         size += sum(len(row["body"] or "") for row in page)
-        if size > most_bytes and page[-1]["at"] > wish.since + _STEP:
+        if page and size > most_bytes and page[-1]["at"] > wish.since + _STEP:
             return rows, float(page[-1]["at"])
     return rows, math.inf
 

@@ -7,10 +7,8 @@ from typing import Any
 
 from ..ids import MXID, AgentID, RoomID
 from .database import Connection, Database, Reader, Row, clean
+from .depths import MOST
 from .outbox import Outbox, Outgoing
-
-_NEWEST_TURNS = 200_000
-"""Turns among which dead ones are looked for; there is no index of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +23,7 @@ class Letter:
         kept: whether its text is still there, so that it can be tried again.
         accepted: a turn that Letta had taken.
         source: what a turn answers.
+        attempt: how often a turn was tried.
     """
 
     number: str
@@ -36,6 +35,7 @@ class Letter:
     agent_id: AgentID | None = None
     accepted: bool = False
     source: str = ""
+    attempt: int = 0
 
 
 class Letters:
@@ -56,7 +56,7 @@ class Letters:
         )
         turns = await reader.fetch(
             f"SELECT t.*, {now} - COALESCE(t.finished_at, t.created_at) AS age, {_SENDER} AS who, {_KEPT} AS kept "
-            f"FROM turn t WHERE t.state = 'dead' AND {self._new} ORDER BY t.turn_id DESC LIMIT $1",
+            "FROM turn t WHERE t.state = 'dead' ORDER BY t.turn_id DESC LIMIT $1",
             most,
         )
         out = await reader.fetch(
@@ -91,37 +91,50 @@ class Letters:
         )
         return None if row is None else _out(row)
 
-    @property
-    def _new(self) -> str:
-        return f"t.turn_id > (SELECT COALESCE(MAX(turn_id), 0) FROM turn) - {_NEWEST_TURNS}"
-
     async def dead_turns(self) -> int:
-        """How many turns were given up, among the newest."""
-        return int(await self._db.fetchval(f"SELECT COUNT(*) FROM turn t WHERE t.state = 'dead' AND {self._new}"))
+        """How many turns were given up."""
+        return int(
+            await self._db.fetchval(
+                f"SELECT COUNT(*) FROM (SELECT turn_id FROM turn WHERE state = 'dead' LIMIT {MOST}) dead"
+            )
+        )
 
     # -- again
 
     async def again(self, conn: Connection, letter: Letter) -> bool:
-        """Let it be tried once more; False when it is none any more. Wake its lane afterwards."""
+        """Let it be tried once more; False when it is none any more, or not the one that was read: it was tried since,
+        or its text was emptied. Wake its lane afterwards.
+        """
         key = int(letter.number[1:])
         if letter.number[0] == "i":
             row = await conn.fetchrow(
                 "UPDATE inbox SET state = 'new', decision = '', attempts = 0, not_before = 0, decided_at = NULL "
-                "WHERE seq = $1 AND state = 'dead' RETURNING seq",
+                "WHERE seq = $1 AND state = 'dead' AND body <> '' RETURNING seq",
                 key,
             )
             return row is not None
-        if letter.number[0] == "t":  # the next attempt gets message ids of its own
-            row = await conn.fetchrow(
-                "UPDATE turn SET state = 'queued', failures = 0, not_before = 0, wait_reason = '', error = '', "
-                "run_id = '', stop_by = '', submitted_at = NULL, finished_at = NULL "
-                "WHERE turn_id = $1 AND state = 'dead' RETURNING turn_id",
-                key,
-            )
-            return row is not None
-        row = await conn.fetchrow("DELETE FROM outbox WHERE seq = $1 AND state = 'dead' RETURNING *", key)
+        if letter.number[0] == "t":
+            return await self._turn_again(conn, key, letter.attempt)
+        row = await conn.fetchrow(
+            "DELETE FROM outbox WHERE seq = $1 AND state = 'dead' AND content <> '{}' RETURNING *", key
+        )
         if row is not None:  # behind everything that the room has waiting
             await self._outbox.add(conn, _outgoing(row))
+        return row is not None
+
+    async def _turn_again(self, conn: Connection, key: int, attempt: int) -> bool:
+        # first the lock: whether its text is kept is asked while nobody empties it
+        await conn.fetchval(f"SELECT 1 FROM turn WHERE turn_id = $1 {self._db.for_update}", key)
+        # the next attempt gets message ids of its own, and all that is said about it is said anew: what was said
+        # before stands further up, with its end
+        row = await conn.fetchrow(
+            "UPDATE turn SET state = 'queued', source = source || '|' || attempt, failures = 0, not_before = 0, "
+            "wait_reason = '', error = '', run_id = '', stop_by = '', submitted_at = NULL, finished_at = NULL "
+            f"WHERE turn_id = $1 AND state = 'dead' AND attempt = $2 AND {_HAS_TEXT.format(turn='turn')} "
+            "RETURNING turn_id",
+            key,
+            attempt,
+        )
         return row is not None
 
     async def drop(self, conn: Connection, letter: Letter, by: str) -> bool:
@@ -140,10 +153,8 @@ _SENDER = (  # of what was said before a restore only the event that was read ba
     "COALESCE((SELECT MIN(e.sender) FROM turn_event e WHERE e.turn_id = t.turn_id AND e.sender <> ''), "
     "(SELECT MIN(i.sender) FROM turn_event e JOIN inbox i ON i.event_id = e.event_id WHERE e.turn_id = t.turn_id), '')"
 )
-_KEPT = (
-    "CASE WHEN EXISTS (SELECT 1 FROM turn_event e WHERE e.turn_id = t.turn_id AND e.withdrawn = 0 AND e.text <> '') "
-    "THEN 1 ELSE 0 END"
-)
+_HAS_TEXT = "EXISTS (SELECT 1 FROM turn_event e WHERE e.turn_id = {turn}.turn_id AND e.withdrawn = 0 AND e.text <> '')"
+_KEPT = f"CASE WHEN {_HAS_TEXT.format(turn='t')} THEN 1 ELSE 0 END"
 
 
 def _came(row: Row) -> Letter:
@@ -165,6 +176,7 @@ def _turn(row: Row) -> Letter:
         AgentID(row["agent_id"]),
         row["accepted_at"] is not None or bool(row["run_id"]),
         row["source"],
+        int(row["attempt"]),
     )
 
 

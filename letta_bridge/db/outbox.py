@@ -46,6 +46,14 @@ class OutboxRow:
     stamp: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The text of an event after its ``edits`` so far, but for live ones, which are never stored."""
+
+    text: str
+    edits: int
+
+
 class Outbox:
     """Statements on ``outbox``. Methods that take a connection belong into the caller's transaction."""
 
@@ -115,6 +123,12 @@ class Outbox:
         """It can never be sent: keep it as a dead letter with its reason."""
         await conn.execute("UPDATE outbox SET state = 'dead', error = $2 WHERE seq = $1", seq, clean(error)[:300])
 
+    async def drop(self, conn: Connection, txn_id: str, why: str) -> None:
+        """A dead letter that needs no second try."""
+        await conn.execute(
+            "UPDATE outbox SET state = 'dropped', error = $2 WHERE txn_id = $1 AND state = 'dead'", txn_id, why
+        )
+
     async def event_of(self, txn_id: str) -> EventID | None:
         """The event that a row became, once confirmed."""
         value = await self._db.fetchval("SELECT sent_event_id FROM outbox WHERE txn_id = $1 AND state = 'sent'", txn_id)
@@ -125,18 +139,20 @@ class Outbox:
         value = await self._db.fetchval("SELECT state FROM outbox WHERE txn_id = $1", txn_id)
         return None if value is None else str(value)
 
-    async def content_of(self, txn_id: str) -> dict[str, Any] | None:
-        """The content of a row, whatever became of it; None when there is no such row."""
-        content = await self._db.fetchval("SELECT content FROM outbox WHERE txn_id = $1", txn_id)
+    async def refused(self, txn_id: str) -> dict[str, Any] | None:
+        """The content of an event that could not be sent; None when it is no dead letter."""
+        content = await self._db.fetchval("SELECT content FROM outbox WHERE txn_id = $1 AND state = 'dead'", txn_id)
         return None if content is None else dict(json.loads(content))
 
-    async def text_of(self, txn_id: str) -> str | None:
-        """The text of an event nobody edited for good; ``""`` when it was edited, None when there is no such row."""
-        content = await self.content_of(txn_id)
+    async def said(self, txn_id: str) -> Said | None:
+        """What the event of this transaction id says as far as it stands here; None when there is no such row."""
+        content = await self._db.fetchval("SELECT content FROM outbox WHERE txn_id = $1", txn_id)
         if content is None:
             return None
-        edited = await self._db.fetchval("SELECT 1 FROM outbox WHERE edits = $1", txn_id)
-        return "" if edited else str(content.get("body", ""))
+        edits = await self._db.fetch("SELECT content, state FROM outbox WHERE edits = $1 ORDER BY seq", txn_id)
+        newest = next((row["content"] for row in reversed(edits) if row["state"] in ("pending", "sent")), content)
+        shown: Mapping[str, Any] = json.loads(newest)
+        return Said(str(shown.get("m.new_content", shown).get("body", "")), len(edits))
 
     async def final_of(self, txn_id: str) -> dict[str, Any] | None:
         """The content of the newest edit that was sent of the event with this transaction id; None if there is none."""
@@ -164,13 +180,3 @@ class Outbox:
         """Send lanes of rooms with something waiting."""
         rows = await self._db.fetch("SELECT DISTINCT room_id FROM outbox WHERE state = 'pending'")
         return [f"send:{row['room_id']}" for row in rows]
-
-    async def prune(self, keep: float) -> None:
-        """Empty the contents of events sent more than ``keep`` seconds ago; ids stay for replies and stops."""
-        await self._db.write(
-            lambda conn: conn.execute(
-                f"UPDATE outbox SET content = '{{}}' WHERE state <> 'pending' AND content <> '{{}}' "
-                f"AND created_at < {self._db.now} - $1",
-                keep,
-            )
-        )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ..ids import MXID, AgentID, RoomID
 from .database import Connection, Database
+from .hand_over import HandOver
 from .memory import Told
 from .turns import OPEN, agent_lane
 
@@ -31,9 +32,12 @@ class Rebinding:
 
         Nothing of the old agent can begin to run before the caller's transaction ends.
         """
-        await conn.fetch(f"SELECT epoch FROM lane WHERE lane = $1 {self._db.for_update}", agent_lane(move.old))
+        lane = agent_lane(move.old)
+        # one that nobody ever had cannot be locked
+        await conn.execute("INSERT INTO lane (lane, epoch) VALUES ($1, 0) ON CONFLICT (lane) DO NOTHING", lane)
+        await conn.fetch(f"SELECT epoch FROM lane WHERE lane = $1 {self._db.for_update}", lane)
         running = await conn.fetchval(
-            f"SELECT 1 FROM turn WHERE lane = $1 AND state IN {OPEN} AND state = 'running'", agent_lane(move.old)
+            f"SELECT 1 FROM turn WHERE lane = $1 AND state IN {OPEN} AND state = 'running'", lane
         )
         own = await conn.fetchval(
             "SELECT 1 FROM turn WHERE agent_id = $1 AND state IN ('queued', 'running', 'replying') "
@@ -44,8 +48,8 @@ class Rebinding:
         return running is not None or own is not None
 
     async def holder(self, conn: Connection, mxid: MXID) -> AgentID | None:
-        """The agent that has this puppet."""
-        value = await conn.fetchval("SELECT agent_id FROM agent WHERE mxid = $1", mxid)
+        """The agent that has this puppet, until the caller's transaction ends."""
+        value = await conn.fetchval(f"SELECT agent_id FROM agent WHERE mxid = $1 {self._db.for_update}", mxid)
         return None if value is None else AgentID(value)
 
     async def make(self, conn: Connection, move: Move) -> RoomID | None:
@@ -112,16 +116,16 @@ class Rebinding:
             await conn.execute(
                 "UPDATE turn_event SET agent_id = $2 WHERE turn_id = $1 AND withdrawn <> 1", turn_id, new
             )
-            left = await conn.fetchval("SELECT COUNT(*) FROM turn_event WHERE turn_id = $1 AND withdrawn = 0", turn_id)
-            state = "queued" if left else "cancelled"
             await conn.execute(
-                "UPDATE turn SET lane = $2, agent_id = $3, state = $4, conversation_id = '', wait_reason = '', "
-                "not_before = 0 WHERE turn_id = $1",
+                "UPDATE turn SET lane = $2, agent_id = $3, conversation_id = '', wait_reason = '', not_before = 0 "
+                "WHERE turn_id = $1",
                 turn_id,
                 agent_lane(new),
                 new,
-                state,
             )
+            left = await conn.fetchval("SELECT COUNT(*) FROM turn_event WHERE turn_id = $1 AND withdrawn = 0", turn_id)
+            if not left:
+                await HandOver(self._db).take_back(conn, turn_id, new, "the agent has its messages already")
 
 
 def _now_name(agent_id: AgentID) -> str:

@@ -6,6 +6,8 @@ from ..ids import MXID, AgentID, EventID, RoomID, TurnID
 from .database import Connection, Database, Reader
 from .turns import OPEN, Turns, agent_lane
 
+_ANSWERED = "('replying', 'done')"
+
 
 @dataclass(frozen=True, slots=True)
 class StopRequest:
@@ -104,17 +106,16 @@ class Stops:
 
     async def answered_last(self, conn: Connection, agent_id: AgentID, room_id: RoomID, event_id: str) -> bool:
         """Whether the event belongs to the agent's newest answered turn of the room: as a message, or as its answer."""
-        last = await conn.fetchval(
-            "SELECT turn_id FROM turn WHERE agent_id = $1 AND room_id = $2 AND state IN ('replying', 'done') "
-            "ORDER BY turn_id DESC LIMIT 1",
-            agent_id,
-            room_id,
-        )
-        return last is not None and bool(
+        # from the event on: the newest turn of a room where the agent said nothing for long is far to seek
+        return bool(
             await conn.fetchval(
-                "SELECT 1 FROM turn_event WHERE turn_id = $1 AND event_id = $2 "
-                "UNION SELECT 1 FROM outbox WHERE turn_id = $1 AND sent_event_id = $2",
-                last,
+                "SELECT 1 FROM turn t WHERE t.turn_id IN (SELECT turn_id FROM turn_event WHERE event_id = $3 "
+                "UNION SELECT turn_id FROM outbox WHERE sent_event_id = $3 AND sent_event_id <> '') "
+                f"AND t.agent_id = $1 AND t.room_id = $2 AND t.state IN {_ANSWERED} "
+                "AND NOT EXISTS (SELECT 1 FROM turn n WHERE n.turn_id > t.turn_id "
+                f"AND n.agent_id = $1 AND n.room_id = $2 AND n.state IN {_ANSWERED})",
+                agent_id,
+                room_id,
                 event_id,
             )
         )

@@ -143,6 +143,11 @@ _NEW = (
         at          DOUBLE PRECISION NOT NULL
     )""",
     "CREATE INDEX past_room_agent ON past_room (agent_id)",
+    "CREATE INDEX turn_dead ON turn (turn_id) WHERE state = 'dead'",
+    # What still has its text, by its age: see pruning.py.
+    "CREATE INDEX inbox_full ON inbox ((COALESCE(decided_at, received_at))) WHERE body <> '' AND state <> 'new'",
+    "CREATE INDEX turn_event_full ON turn_event (created_at) WHERE text <> ''",
+    "CREATE INDEX outbox_full ON outbox (created_at) WHERE content <> '{}' AND state <> 'pending'",
 )
 
 

@@ -19,8 +19,8 @@ from ..lanes import Lanes
 from ..letta.backend import Backend
 from ..letta.errors import Kind, LettaError
 from ..matrix.homeserver import Homeserver
+from ..mirror.absence import Absences
 from ..mirror.directory import Directory
-from ..mirror.guard import Guard
 from ..routing.permissions import Permissions
 from ..sight import BLIND, Sight
 from .presence import Presence
@@ -42,6 +42,7 @@ class TurnSettings:
         stream: whether an answer shows while it is written.
         first_event_s: seconds after acceptance until it first shows.
         max_edits: events that one streamed message may cost beyond its first.
+        edit_patience: seconds for which a live edit holds up the run's own events.
         part_bytes: largest Markdown text of one event.
         busy_pause: seconds between two tries while another run has the conversation.
         approval_pause: seconds between two tries while an approval is pending.
@@ -55,6 +56,7 @@ class TurnSettings:
     stream: bool = True
     first_event_s: float = 1.0
     max_edits: int = 50
+    edit_patience: float = 10.0
     part_bytes: int = 16 * 1024
     busy_pause: float = 2.0
     approval_pause: float = 15.0
@@ -139,7 +141,7 @@ class TurnContext:
     troubles: Troubles
     notes: Settings
     restored: Restored
-    guard: Guard
+    absences: Absences
     settings: TurnSettings
     sight: Sight = BLIND
     outage: Outage = field(default_factory=Outage)

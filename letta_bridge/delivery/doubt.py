@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from .. import errors
 from ..db.restored import possible_otids
 from ..db.turns import TurnMessage
-from ..ids import ConversationID, RunID
+from ..ids import MAIN_CONVERSATION, ConversationID, RunID
 from ..letta.backend import Finished, Live, NotDelivered, Outcome, Unknown
-from .replies import LIVE_MARK
-from .turnwork import TurnWork
+from .turnwork import BROKEN_MARK, TurnWork
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +25,27 @@ class DoubtfulTurn(TurnWork):
 
     async def _room_unread(self) -> bool:
         """Whether the room may still tell that all of it was answered, or may turn out to be the agent's portal: then
-        its conversation is another one.
+        its conversation is another one. An agent whose portal cannot be had now is not waited for: see
+        :meth:`_spoken_in`.
         """
         if not self._turn.doubtful:
             return False
         agent = self._agent
         homeless = agent.portal_room is None and agent.state in ("new", "active") and not agent.error
         return homeless or await self._c.restored.waits(self._turn.room_id)
+
+    async def _spoken_in(self, conversation: ConversationID) -> ConversationID:
+        """Where it is to be looked up. While the agent's portal is not known, this room may be it, and the lost bridge
+        have spoken in the main conversation.
+
+        Raises:
+            LettaError: Letta cannot be asked.
+        """
+        if conversation == MAIN_CONVERSATION or self._agent.portal_room is not None:
+            return conversation
+        messages = await self._c.turns.messages(self._turn.turn_id)
+        outcome = await self._look_in(MAIN_CONVERSATION, messages)
+        return conversation if isinstance(outcome, NotDelivered) else MAIN_CONVERSATION
 
     async def _begin_look(self, conversation: ConversationID) -> bool:
         """``running`` without having handed anything over; False when it is not queued any more."""
@@ -43,13 +56,15 @@ class DoubtfulTurn(TurnWork):
         return turn is not None
 
     async def _find_doubtful(self, messages: Sequence[TurnMessage]) -> Outcome:
+        return await self._look_in(ConversationID(self._turn.conversation_id), messages)
+
+    async def _look_in(self, conversation: ConversationID, messages: Sequence[TurnMessage]) -> Outcome:
         """Look for the messages under every id that they can have been given, back to the time of the backup.
 
         Raises:
             LettaError: Letta cannot be asked.
         """
         turn, facts, settle = self._turn, self._c.restored.facts, self._c.settings.settle
-        conversation = ConversationID(turn.conversation_id)
         events = [message.event_id for message in messages]
         otids = await asyncio.to_thread(possible_otids, turn.agent_id, conversation, events, turn.attempt)
         now = time.time()
@@ -85,7 +100,7 @@ class DoubtfulTurn(TurnWork):
 
     async def _is_shown(self, messages: Sequence[TurnMessage]) -> bool:
         """Whether the room shows an answer, or the beginning of one."""
-        return await self._c.outbox.state_of(self._replies(messages).first_txn(0)) == "sent"
+        return await self._c.outbox.state_of(self._replies(messages).txn(0)) == "sent"
 
     async def _uncertain(self, detail: str) -> None:
         """Also where the room shows an answer of which Letta knows nothing (more): it is not asked for again."""
@@ -93,8 +108,8 @@ class DoubtfulTurn(TurnWork):
             await super()._uncertain(detail)
             return
         messages = await self._c.turns.messages(self._turn.turn_id)
-        text = await self._c.outbox.text_of(self._replies(messages).first_txn(0)) if messages else None
-        if messages and await self._is_shown(messages) and not str(text).endswith(LIVE_MARK):
+        shown = bool(messages) and await self._is_shown(messages)
+        if shown and not await self._shut(self._replies(messages), BROKEN_MARK):
             await self._close("done", "answered before the restore")
             return
         extra = {"action": "turn_uncertain", "turn": self._turn.turn_id}

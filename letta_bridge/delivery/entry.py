@@ -184,12 +184,30 @@ class RoomEntry:
 
         Raises:
             HomeserverError: it cannot be read.
+            LettaError: who else of ours is in it cannot be known now.
         """
         intent = await self._intent(mxid)
         if intent is None:
             return False
-        await self._take_in(fence, room_id, mxid, await intent.state(room_id), (), 0)
+        state = await intent.state(room_id)
+        await self._know_agents(state)
+        await self._take_in(fence, room_id, mxid, state, (), 0)
         return True
+
+    async def _know_agents(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Whose users are in a room is known before anything is decided there: a database that is made again, or came
+        from a backup, may not have their rows yet, and what is said to them would be taken for something else.
+        """
+        for event in state:
+            mxid, content = MXID(str(event.get("state_key"))), event.get("content")
+            joined = isinstance(content, Mapping) and content.get("membership") == "join"
+            if event.get("type") != "m.room.member" or not joined or mxid == self._c.homeserver.bot_mxid:
+                continue
+            if self._c.directory.is_ours(mxid) and await self._c.agents.by_mxid(mxid) is None:
+                try:
+                    await self._c.directory.resolve(mxid)
+                except HomeserverError as error:  # the row is written before anything is made
+                    log.info("user not made yet", extra={"action": "puppet_waits", "user": mxid, "why": str(error)})
 
     async def _enter(self, fence: Fence, invite: StoredEvent, mxid: MXID, intent: Intent) -> None:
         """Right after a join: learn the room's state, and read what was said since the invitation."""

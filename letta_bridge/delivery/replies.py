@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from .. import errors
-from ..db.outbox import Outgoing
+from ..db.outbox import Outgoing, Said
 from ..db.turns import TurnRow
 from ..ids import MXID, EventID
 from ..letta.backend import RunEnded
+from ..matrix.markdown import render
 from ..matrix.splitter import split
 from .outgoing import ReplyTarget, Voice, message, notice, txn_id
 from .speech import Renderer, Speech
@@ -51,83 +52,83 @@ class Replies:
         """The newest message of the turn."""
         return self._answers[-1]
 
-    def first_txn(self, index: int) -> str:
-        """The transaction id of the first event of the turn's message number ``index``."""
-        return txn_id(self._voice.sender, self._turn.room_id, self._turn.source, "answer", index)
+    def txn(self, index: int, part: int = 0) -> str:
+        """The transaction id of an event of the turn's message number ``index``."""
+        kind = f"more:{index}" if part else "answer"
+        return txn_id(self._voice.sender, self._turn.room_id, self._turn.source, kind, part or index)
 
-    def _first_target(self, speech: Speech) -> ReplyTarget:
-        return self._target if speech.index == 0 else self._target.continued()
+    def _target_of(self, index: int, part: int) -> ReplyTarget:
+        return self._target if index == part == 0 else self._target.continued()
 
     def opening(self, speech: Speech) -> Outgoing:
         """The first event of a message that is still being said."""
-        return self._answer(speech, self._head(speech.text).rstrip() + LIVE_MARK)
+        return self._event(speech.index, 0, self._beginning(speech.text))
+
+    def opening_again(self, speech: Speech, edited: int) -> Outgoing:
+        """The same for a message of which an earlier attempt or owner has shown the event already."""
+        return self._edit(speech.index, 0, self._beginning(speech.text), edited)
 
     def live_edit(self, speech: Speech, text: str) -> Outgoing:
         """A live edit; never stored, its id changes with its number."""
         return message(
             self._voice,
-            self._head(text).rstrip() + LIVE_MARK,
-            self._first_target(speech),
+            self._beginning(text),
+            self._target_of(speech.index, 0),
             source=self._turn.source,
-            kind=f"live:{self._turn.attempt}:{speech.index}",
+            kind=f"live:{speech.shown_txn}",  # whoever has shown it before has used up the names of its edits
             part=speech.edits,
             answers=self._answers,
-            edits=self.first_txn(speech.index),
+            edits=self.txn(speech.index),
         )
 
-    def _head(self, text: str) -> str:
-        if len(text) * 4 <= self._part_bytes:
-            return text
-        parts = split(text[: 2 * self._part_bytes], self._part_bytes)  # what comes later changes nothing in the first
-        return parts[0] if parts else ""
+    def _beginning(self, text: str) -> str:
+        if len(text) * 4 > self._part_bytes:
+            parts = split(text[: 2 * self._part_bytes], self._part_bytes)  # what follows changes nothing in the first
+            text = parts[0] if parts else ""
+        return text.rstrip() + LIVE_MARK
 
-    def _answer(self, speech: Speech, text: str) -> Outgoing:
+    def parts(self, speech: Speech, suffix: str = "") -> list[str]:
+        """The complete message, in as many events as it takes; none when there is nothing to be read."""
+        if not speech.text.strip():
+            return []
+        text = speech.text.strip("\n") + suffix
+        return split(text, self._part_bytes) or [text]
+
+    def final(self, index: int, parts: Sequence[str], said: Sequence[Said | None]) -> list[Outgoing]:
+        """The events of a complete message. What stands in the outbox with another text (``said``, by part) is edited,
+        and nothing is done about what is there as it is to be.
+        """
+        rows = []
+        for part, (text, before) in enumerate(zip(parts, said, strict=True)):
+            if before is None:
+                rows.append(self._event(index, part, text))
+            elif before.text != render(text).body:
+                rows.append(self._edit(index, part, text, before.edits))
+        return rows
+
+    def _event(self, index: int, part: int, text: str) -> Outgoing:
         return message(
             self._voice,
             text,
-            self._first_target(speech),
+            self._target_of(index, part),
             source=self._turn.source,
-            kind="answer",
-            part=speech.index,
+            kind=f"more:{index}" if part else "answer",
+            part=part or index,
             answers=self._answers,
         )
 
-    def final(self, speech: Speech, suffix: str = "", *, opened: bool | None = None) -> list[Outgoing]:
-        """The complete message: one event, or a final edit of what was shown live, and further parts if it is long.
-
-        Args:
-            opened: whether its first event may be out already; None takes the renderer's word.
-        """
-        text = speech.text.strip("\n") + suffix
-        if not text.strip():
-            return []
-        first, *more = split(text, self._part_bytes) or [text]
-        out = [self._answer(speech, first)]
-        if opened if opened is not None else bool(speech.shown_txn):
-            edit = message(
-                self._voice,
-                first,
-                self._first_target(speech),
-                source=self._turn.source,
-                kind=f"final:{self._turn.attempt}",
-                part=speech.index,
-                answers=self._answers,
-                edits=self.first_txn(speech.index),
-            )
-            out = [edit]
-        for number, part in enumerate(more, start=1):
-            out.append(
-                message(
-                    self._voice,
-                    part,
-                    self._target.continued(),
-                    source=self._turn.source,
-                    kind=f"more:{speech.index}",
-                    part=number,
-                    answers=self._answers,
-                )
-            )
-        return out
+    def _edit(self, index: int, part: int, text: str, edited: int) -> Outgoing:
+        """``edited``: how many edits of the event are in the outbox; each has a name of its own."""
+        return message(
+            self._voice,
+            text,
+            self._target_of(index, part),
+            source=self._turn.source,
+            kind=f"final:{self._turn.attempt}" + (f":{part}:{edited}" if part or edited else ""),
+            part=index,
+            answers=self._answers,
+            edits=self.txn(index, part),
+        )
 
     def about(self, kind: str, sentence: str) -> Outgoing:
         """A notice about the turn: answers the message concerned, in its thread, and mentions only its sender."""

@@ -133,7 +133,7 @@ class RestoredRooms:
             after: the row that is being handled, or 0.
 
         Raises:
-            HomeserverError: not now; nothing may be done in the room before.
+            HomeserverError, LettaError: not now; nothing may be done in the room before.
         """
         timeline = await self._timeline(fence, room_id)
 

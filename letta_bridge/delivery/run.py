@@ -3,51 +3,36 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 
-from .. import errors, faults
+from .. import faults
 from ..db.database import Connection
 from ..db.outbox import Outgoing
 from ..db.turns import Begun, TurnMessage, TurnRow
-from ..errors import Fate
 from ..ids import MAIN_CONVERSATION, PREFIX, ConversationID, EventID, Otid, RoomID, RunID, make_otid
-from ..letta.backend import (
-    Finished,
-    Live,
-    NotDelivered,
-    Outcome,
-    Prompt,
-    RunFailed,
-    RunStarted,
-    TurnEvent,
-    Unknown,
-)
+from ..letta.backend import Live, Prompt, RunStarted, TurnEvent
 from ..letta.errors import Delivery, Kind, LettaError
-from .doubt import HELD, DoubtfulTurn
+from .doubt import HELD
 from .reader import StreamReader
+from .recovery import LeftBehind
 from .replies import Replies
-from .speech import Renderer, whole
-from .turnwork import STOPPED_MARK, beside
+from .speech import Renderer, Speech
+from .turnwork import ORPHAN, STOPPED_MARK, beside
 
 log = logging.getLogger(__name__)
 
 _OPENING_CONFIRM = 3.0
-_SAY_UNKNOWN_AFTER = 30.0
 _CANCEL_TRIES = 3
 _CANCEL_PAUSE = 0.5
-_ORPHAN = "orphan"
-"""Wait reason of a run that we cancel because Letta forgot it: its messages are handed over again."""
 
 
-class TurnRun(DoubtfulTurn):
+class TurnRun(LeftBehind):
     """Runs a turn. Every method that comes to an end returns a pause: seconds until the lane is to come back to this
     turn, or None when it can go on with whatever is its head now.
     """
 
-    _probing = False
-    _resumed = False
     _noting: "asyncio.Task[None] | None" = None
     """Writes down the run's name while its answer is read on."""
 
@@ -60,6 +45,8 @@ class TurnRun(DoubtfulTurn):
         try:
             await self._let_cancelled_run_end()
             conversation, memory = await self._conversation()
+            if self._turn.doubtful:
+                conversation = await self._spoken_in(conversation)
         except LettaError as error:
             return await self._failed(error)
         if self._turn.doubtful:
@@ -140,122 +127,6 @@ class TurnRun(DoubtfulTurn):
                 self._fence,
                 lambda conn: self._c.conversations.set(conn, turn.agent_id, turn.room_id, conversation, fresh),
             )
-
-    # -- a run that was left behind
-
-    async def recover(self, broken: LettaError | None = None) -> float | None:
-        """``running`` without us (a crash, a take-over), or the call was ``broken``: find out what became of it, never
-        guess.
-        """
-        self._shown_before = True  # also by this very attempt, of which the call was broken
-        await self._reread()
-        if self._turn.running_for < 0:
-            turn_id = self._turn.turn_id
-            await self._c.lanes.write(self._fence, lambda conn: self._c.turns.restamp(conn, turn_id))
-            await self._reread()
-        turn = self._turn
-        messages = await self._c.turns.messages(turn.turn_id)
-        try:
-            outcome = await self._find(RunID(turn.run_id) if turn.run_id else None, messages)
-        except LettaError as error:
-            return await self._cannot_ask(error)
-        return await self._go_on(outcome, messages, broken)
-
-    async def _go_on(
-        self, outcome: Outcome, messages: list[TurnMessage], broken: LettaError | None = None
-    ) -> float | None:
-        turn = self._turn
-        extra = {"action": "turn_found", "turn": turn.turn_id, "outcome": type(outcome).__name__}
-        log.info("turn looked up", extra=extra)
-        if turn.doubtful:
-            if not await self._past_doubt(outcome, messages):
-                return None
-            turn = self._turn
-        match outcome:
-            case Finished():
-                self.finished = self.stop.is_set()
-                await self._finish(whole(outcome.events), self._replies(messages))
-                self._c.presence.read(self._puppet, turn.room_id, messages[-1].event_id)
-                return None
-            case Live():
-                return await self._rejoin(outcome.run_id, messages)
-            case NotDelivered() if broken is not None:  # our own try failed: that counts, and is not repeated at once
-                return await self._failed(LettaError(Kind.INTERRUPTED, broken.detail))
-            case NotDelivered():
-                return await self._requeue(0.0, turn.wait_reason, failed=False)
-            case RunFailed():
-                return await self._run_failed(outcome)
-            case Unknown():
-                return await self._unknown(outcome)
-
-    async def _find(self, run_id: RunID | None, messages: Sequence[TurnMessage]) -> Outcome:
-        if self._turn.doubtful:
-            return await self._find_doubtful(messages)
-        return await self._c.backend.find(
-            self._turn.agent_id,
-            ConversationID(self._turn.conversation_id),
-            run_id=run_id,
-            otids=[message.otid for message in messages],
-            settle=self._c.settings.settle,
-        )
-
-    async def _rejoin(self, run_id: RunID, messages: list[TurnMessage]) -> float | None:
-        """Follow a live run. One that began before Letta went away is given a short time only: Letta does not go on
-        with it, and would call it running for ever.
-        """
-        turn = self._turn
-        self._resumed = True
-        left = max(1.0, self._c.settings.timeout - turn.running_for)
-        self._probing = self._c.outage.began_before(turn.running_for)
-        if self._probing:
-            left = min(left, self._c.settings.settle)
-        if not turn.run_id:
-            await self._c.lanes.write(self._fence, lambda conn: self._c.turns.accepted(conn, turn.turn_id, run_id))
-            await self._reread()
-        conversation = ConversationID(turn.conversation_id)
-        stream = self._c.backend.resume(turn.agent_id, conversation, run_id, deadline=left)
-        return await self._follow(stream, messages)
-
-    async def _cancel_orphan(self) -> float | None:
-        turn = self._turn
-        messages = await self._c.turns.messages(turn.turn_id)
-        await self._note_wait(_ORPHAN)
-        try:
-            await self._c.backend.cancel(turn.agent_id, RunID(turn.run_id))
-            outcome = await self._find(RunID(turn.run_id), messages)
-        except LettaError as error:
-            return await self._cannot_ask(error)
-        if isinstance(outcome, Live):  # the cancellation is asked for again at the next look
-            return await self._look_later("the run stays live although it was cancelled")
-        return await self._go_on(outcome, messages)
-
-    async def _run_failed(self, outcome: RunFailed) -> float | None:
-        if self.stop.is_set():
-            return await self._close_stopped()
-        if outcome.stored:  # what the agent did until then is done: starting again would do it twice
-            await self._tell_and_close(errors.FAILED_MIDWAY, f"midway:{outcome.kind.value}", outcome.detail)
-            return None
-        if not outcome.cancelled:
-            return await self._failed(LettaError(outcome.kind, outcome.detail, run_id=outcome.run_id))
-        if self._turn.wait_reason == _ORPHAN:
-            return await self._failed(LettaError(Kind.INTERRUPTED, "Letta went away during the run"))
-        sentence = errors.STOPPED_EARLY.format(reason=errors.CANCELLED_IN_LETTA)
-        await self._tell_and_close(sentence, "cancelled", "cancelled in Letta")
-        return None
-
-    async def _unknown(self, outcome: Unknown) -> float | None:
-        if self._turn.running_for > _SAY_UNKNOWN_AFTER and not self._overdue():
-            messages = await self._c.turns.messages(self._turn.turn_id)
-            await self._add([self._replies(messages).about("looking", errors.LOOKING)])
-        return await self._look_later(outcome.detail)
-
-    async def _look_later(self, detail: str) -> float | None:
-        """Nothing can be said yet; when the turn's time is over, that is what is said."""
-        await self._reread()
-        if not self._overdue():
-            return self._c.settings.unknown_pause
-        await self._uncertain(detail)
-        return None
 
     # -- following a run
 
@@ -351,7 +222,7 @@ class TurnRun(DoubtfulTurn):
         for room_id in rooms:
             self._c.lanes.wake(f"send:{room_id}")
         faults.reach("turn.accepted")
-        if turn.wait_reason not in ("", _ORPHAN):
+        if turn.wait_reason not in ("", ORPHAN):
             log.info("turn goes on", extra={"action": "turn_goes_on", "turn": turn.turn_id, "agent": turn.agent_id})
         if now is not None:
             self._take(now)
@@ -365,16 +236,25 @@ class TurnRun(DoubtfulTurn):
             return
         text = speech.text
         if not speech.shown_txn:
-            opening = await beside(speech, lambda: replies.opening(speech))
+            opening = await self._opening(replies, speech)
             await self._add([opening])
             await self._c.sender.confirmed(opening.txn_id, _OPENING_CONFIRM)
             renderer.first_shown(speech, opening.txn_id, text, time.monotonic())
             return
         event_id = await self._c.outbox.event_of(speech.shown_txn)
+        if event_id is not None and speech.shown_txn != (first := replies.txn(speech.index)):
+            event_id = await self._c.outbox.event_of(first)
         if event_id is not None:
             edit = await beside(speech, lambda: replies.live_edit(speech, text))
-            await self._c.sender.edit_now(self._fence, edit, event_id)
+            await self._c.sender.edit_now(self._fence, edit, event_id, self._c.settings.edit_patience)
         renderer.edited(speech, text, time.monotonic())
+
+    async def _opening(self, replies: Replies, speech: Speech) -> Outgoing:
+        """Stored also where an earlier attempt or owner has shown the event: else nobody would know that it grows."""
+        said = await self._said(replies, speech, 0)
+        if said is None:
+            return await beside(speech, lambda: replies.opening(speech))
+        return await beside(speech, lambda: replies.opening_again(speech, said.edits))
 
     async def _let_cancelled_run_end(self) -> None:
         """A cancelled run ends only when its model answers, and Letta may let two runs of one conversation spoil each
@@ -401,33 +281,6 @@ class TurnRun(DoubtfulTurn):
                 await asyncio.sleep(_CANCEL_PAUSE)
         self.unsure = True
 
-    # -- the end of a run
-
-    async def _finish(self, renderer: Renderer, replies: Replies) -> None:
-        turn = self._turn
-        faults.reach("turn.ended")
-        rows: list[Outgoing] = []
-        for speech in renderer.speeches:
-            rows += await self._final(replies, speech)
-        rows += replies.closing(renderer)
-
-        async def work(conn: Connection) -> tuple[list[RoomID], bool]:
-            rooms, done = await self._c.troubles.over(conn, turn, self._puppet), False
-            if await self._c.turns.replying(conn, turn.turn_id):
-                for row in rows:
-                    await self._c.outbox.add(conn, row)
-                done = await self._c.turns.close_delivered(conn, turn.turn_id)
-            for room_id in [*rooms, turn.room_id]:
-                await self._c.lanes.announce(conn, f"send:{room_id}")
-            return rooms, done
-
-        told, done = await self._c.lanes.write(self._fence, work)
-        if done:  # all of it stood in the room already
-            self._c.sight.turn_ended(turn.turn_id, "done")
-        faults.reach("turn.replied")
-        for room_id in [*told, turn.room_id]:
-            self._c.lanes.wake(f"send:{room_id}")
-
     # -- trouble
 
     async def _broken(self, error: LettaError) -> float | None:
@@ -450,64 +303,3 @@ class TurnRun(DoubtfulTurn):
         if self._resumed:  # it breaks again and again: not at once, and not for ever
             return await self._look_later(error.detail)
         return await self.recover(error)
-
-    async def _failed(self, error: LettaError) -> float | None:
-        """Proven not delivered: wait, try again, or give up, as the table of sentences says."""
-        error = await self._believed(error)
-        turn, fate = self._turn, errors.TROUBLES[error.kind].fate
-        extra = {
-            "action": "turn_failed",
-            "turn": turn.turn_id,
-            "agent": turn.agent_id,
-            "fate": fate.value,
-            "why": str(error),
-        }
-        if fate is Fate.WAIT and turn.wait_reason == error.kind.value:
-            log.debug("turn failed again", extra=extra)  # a wait is told once, not at every try
-        else:
-            log.warning("turn failed", extra=extra)
-        if self.stop.is_set():
-            return await self._close_stopped()
-        if fate is Fate.WAIT:
-            return await self._wait(error)
-        if error.kind is Kind.CONVERSATION_GONE:
-            await self._c.lanes.write(
-                self._fence, lambda conn: self._c.conversations.forget(conn, turn.agent_id, turn.room_id)
-            )
-        if fate is Fate.RETRY and turn.failures + 1 < self._c.settings.attempts:
-            delay = error.retry_after or min(60.0, 0.5 * 2**turn.failures)
-            reason = "" if turn.wait_reason == _ORPHAN else turn.wait_reason
-            return await self._requeue(delay, reason, failed=True)
-        return await self._give_up(error.kind, error.detail)
-
-    async def _wait(self, error: LettaError) -> float | None:
-        agent_id = self._turn.agent_id
-        self._c.outage.seen(error)
-        delay = error.retry_after or self._c.settings.pause_of(error.kind) or self._c.outage.pause(agent_id)
-        await self._requeue(delay, error.kind.value, failed=False)
-        await self._c.troubles.tell_waiting(self._fence, agent_id, error.kind, self._turn.room_id)
-        return None  # the lane sees the time of the next try in the row
-
-    async def _cannot_ask(self, error: LettaError) -> float | None:
-        """Letta cannot say what became of the turn: it stays ``running`` and is asked about again."""
-        error = await self._believed(error)
-        turn, kind = self._turn, error.kind
-        if self.stop.is_set():
-            self.unsure = True
-            return await self._close_stopped()
-        if kind in (Kind.AGENT_GONE, Kind.CONVERSATION_GONE):
-            await self._uncertain(error.detail)
-            return None
-        self._c.outage.seen(error)
-        if errors.TROUBLES[kind].fate is Fate.WAIT:
-            if turn.wait_reason != _ORPHAN:
-                await self._note_wait(kind.value)
-            await self._c.troubles.tell_waiting(self._fence, turn.agent_id, kind, turn.room_id)
-        elif self._overdue():
-            await self._uncertain(error.detail)
-            return None
-        return self._c.outage.pause(turn.agent_id)
-
-    async def give_up(self) -> None:
-        """Something unexpected went wrong with this turn again and again: say so, and let others pass."""
-        await self._give_up(Kind.INTERNAL, "unexpected error; see the log")

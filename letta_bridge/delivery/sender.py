@@ -22,6 +22,7 @@ from ..mirror.bot import DEVICE_NAME
 from ..mirror.directory import LANE as MIRROR_LANE
 from ..sight import BLIND, Sight
 from .outgoing import ReplyTarget, Voice, notice
+from .replies import LIVE_MARK
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ _LONGEST_BACK_OFF = 60.0
 _MOST_TRIES = 30
 """An event that is refused in an odd way for about half an hour is the cause of it."""
 _LOOK_PAGES = 10
+_LOOK_EVENTS = 100
+_LOOK_SECONDS = 5.0
 _CONFIRM_POLL = 1.0
 _MEND_PAUSES = (1.0, 5.0, 15.0, 30.0)
 _MEND_SECONDS = 5.0
@@ -92,41 +95,48 @@ class Sender:
         finally:
             self._waiting.pop(txn_id, None)
 
-    async def edit_now(self, fence: Fence, edit: Outgoing, event_id: EventID) -> bool:
+    async def edit_now(self, fence: Fence, edit: Outgoing, event_id: EventID, patience: float) -> bool:
         """Try a live edit of ``event_id`` once; it is shed when the homeserver is slow, limits us, or fails. Finals
         never are.
 
         Raises:
             FencedError: another replica may have the turn; its final must stay the newest edit.
         """
-        loop, sender, room_id = asyncio.get_running_loop(), edit.sender, edit.room_id
-        content = {**edit.content, "m.relates_to": {"rel_type": "m.replace", "event_id": event_id}}
-        under_way = False
-        if loop.time() < self._no_edits_before.get((sender, room_id), 0.0):
+        loop, where = asyncio.get_running_loop(), (edit.sender, edit.room_id)
+        if loop.time() < self._no_edits_before.get(where, 0.0):
             self._sight.live_edit("shed")
             return False
         faults.reach("edit.before")
+        intent = await self._intent(edit.sender)
+        self._lanes.check(fence)
+        content = {**edit.content, "m.relates_to": {"rel_type": "m.replace", "event_id": event_id}}
+        sending = asyncio.create_task(intent.send(edit.room_id, edit.type, content, edit.txn_id))
+        given_up = False
         try:
-            async with asyncio.timeout(10):
-                intent = await self._intent(sender)
-                self._lanes.check(fence)
-                under_way = True
-                await intent.send(room_id, edit.type, content, edit.txn_id)
+            async with asyncio.timeout(patience):
+                await asyncio.shield(sending)
         except (HomeserverError, TimeoutError) as error:
-            pause = getattr(error, "retry_after", None) or 3.0
-            self._no_edits_before[(sender, room_id)] = loop.time() + pause
+            given_up = isinstance(error, TimeoutError)
+            self._no_edits_before[where] = loop.time() + (getattr(error, "retry_after", None) or 3.0)
             self._sight.live_edit("shed")
-            log.debug("live edit shed", extra={"action": "edit_shed", "room": room_id, "why": str(error)})
+            log.debug("live edit shed", extra={"action": "edit_shed", "room": edit.room_id, "why": str(error)})
             return False
+        except asyncio.CancelledError:
+            sending.cancel()
+            raise
         finally:
-            if under_way and not self._lanes.holds(fence):
-                # frozen in the middle of it: it may have landed on the final of whoever has the turn now
-                task = asyncio.create_task(self._show_final_again(edit, event_id))
+            # it may land on the final that comes meanwhile: ours, or, if we were frozen, that of whoever has the turn
+            if given_up or not self._lanes.holds(fence):
+                task = asyncio.create_task(self._mend(sending, edit, event_id))
                 self._mending.add(task)
                 task.add_done_callback(self._mending.discard)
         faults.reach("edit.after")
         self._sight.live_edit("sent")
         return True
+
+    async def _mend(self, sending: "asyncio.Task[EventID]", stale: Outgoing, event_id: EventID) -> None:
+        await asyncio.gather(sending, return_exceptions=True)
+        await self._show_final_again(stale, event_id)
 
     async def _show_final_again(self, stale: Outgoing, event_id: EventID) -> None:
         """Repeat the final edit, if there is one; whoever has yet to send it will be later than the stale one."""
@@ -134,7 +144,7 @@ class Sender:
             await asyncio.sleep(pause)
             try:
                 final = await self._outbox.final_of(stale.edits)
-                if final is None:
+                if final is None or _grows(final.get("m.new_content", final)):
                     return
                 content = {**final, "m.relates_to": {"rel_type": "m.replace", "event_id": event_id}}
                 intent = await self._intent(stale.sender)
@@ -144,10 +154,30 @@ class Sender:
                 extra = {"action": "mend_failed", "room": stale.room_id, "why": type(error).__name__}
                 log.warning("a stale edit could not be mended yet", extra=extra)
 
+    async def shown(self, sender: MXID, room_id: RoomID, txn_id: str) -> str | None:
+        """The newest text that the room shows of one of our events that was edited, live edits included; None where the
+        room does not tell at once.
+        """
+        event_id = await self._outbox.event_of(txn_id)
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS):
+                page = await (await self._intent(sender)).messages_back(room_id, None, _LOOK_EVENTS)
+        except (HomeserverError, TimeoutError):
+            return None
+        for event in page["chunk"]:
+            content = event.get("content") if isinstance(event, Mapping) and event.get("sender") == sender else None
+            if event_id and isinstance(content, Mapping) and _replaced(content) == event_id:
+                text = content.get("m.new_content")
+                return str(text.get("body", "")) if isinstance(text, Mapping) else None
+        return None
+
     async def close(self) -> None:
         """Wait for what is being mended."""
         if self._mending:
-            await asyncio.wait(self._mending, timeout=_MEND_SECONDS)
+            _, left = await asyncio.wait(self._mending, timeout=_MEND_SECONDS)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
     # -- one event
 
@@ -159,13 +189,10 @@ class Sender:
 
     async def _send(self, fence: Fence, row: OutboxRow) -> OutboxRow | None:
         """Try to send the head of a room; returns what is its head then."""
-        content = dict(row.content)
-        if row.edits:
-            target = await self._outbox.event_of(row.edits)
-            if target is None:
-                await self._bury(fence, row, "the event that it edits was never sent", silent=True)
-                return await self._outbox.head(row.room_id)
-            content["m.relates_to"] = {"rel_type": "m.replace", "event_id": target}
+        content = await self._content(row)
+        if content is None:
+            await self._bury(fence, row, "the event that it edits was never sent", silent=True)
+            return await self._outbox.head(row.room_id)
         intent = self._homeserver.intent(row.sender, row.device_id or None)
         faults.reach("send.before")
         try:
@@ -178,6 +205,8 @@ class Sender:
 
         async def work(conn: Connection) -> tuple[bool, OutboxRow | None]:
             await self._outbox.sent(conn, row.seq, event_id)
+            if row.edits and _replaced(content) is None:
+                await self._outbox.drop(conn, row.edits, "said whole since")
             done = row.turn_id is not None and await self._turns.close_delivered(conn, row.turn_id)
             return done, await self._outbox.head(row.room_id, conn)
 
@@ -187,6 +216,22 @@ class Sender:
         faults.reach("send.recorded")
         self._resolve(row.txn_id, event_id)
         return following
+
+    async def _content(self, row: OutboxRow) -> dict[str, Any] | None:
+        """What is sent. A final edit of an event that was refused is sent as an event of its own: its room may take it
+        now. None for an edit of which there is nothing to be edited.
+        """
+        if not row.edits:
+            return row.content
+        target = await self._outbox.event_of(row.edits)
+        if target is not None:
+            return {**row.content, "m.relates_to": {"rel_type": "m.replace", "event_id": target}}
+        refused = await self._outbox.refused(row.edits)
+        text: dict[str, Any] = row.content.get("m.new_content", {})
+        if refused is None or not text or _grows(text):
+            return None
+        relation = {"m.relates_to": refused["m.relates_to"]} if "m.relates_to" in refused else {}
+        return text | relation | {CONTENT_KEY: row.content.get(CONTENT_KEY, {})}
 
     def _tell(self, row: OutboxRow, done: bool) -> None:
         kind = "notice" if row.content.get("msgtype") == "m.notice" else "edit" if row.edits else "answer"
@@ -201,7 +246,7 @@ class Sender:
             return None
         start: str | None = None
         for _ in range(_LOOK_PAGES):
-            page = await intent.messages_back(row.room_id, start, 100)
+            page = await intent.messages_back(row.room_id, start, _LOOK_EVENTS)
             for event in page.get("chunk") or ():
                 content = event.get("content") if isinstance(event, Mapping) else None
                 marker = content.get(CONTENT_KEY) if isinstance(content, Mapping) else None
@@ -233,7 +278,9 @@ class Sender:
             delay = 0.0
         else:
             in_doubt = error.forbidden or error.not_found
-            await self._bury(fence, row, str(error), silent=error.forbidden, in_doubt=in_doubt)
+            # of a text that only begins the end is still to come, and is sent whole then
+            silent = error.forbidden or _grows(row.content.get("m.new_content", row.content))
+            await self._bury(fence, row, str(error), silent=silent, in_doubt=in_doubt)
             return
         self._sight.retried("send")
         await self._lanes.write(fence, lambda conn: self._outbox.postpone(conn, row.seq, delay, str(error)))
@@ -302,6 +349,18 @@ async def _put(intent: Intent, row: OutboxRow, content: Mapping[str, Any]) -> Ev
             if error.passing or error.unknown_device:
                 raise
     return await intent.send(row.room_id, row.type, content, row.txn_id)
+
+
+def _grows(content: Mapping[str, Any]) -> bool:
+    return str(content.get("body")).endswith(LIVE_MARK)
+
+
+def _replaced(content: Mapping[str, Any]) -> object:
+    """The event that this one edits, if it is an edit."""
+    relation = content.get("m.relates_to")
+    if not isinstance(relation, Mapping) or relation.get("rel_type") != "m.replace":
+        return None
+    return relation.get("event_id")
 
 
 def _is_about_the_event(error: HomeserverError) -> bool:

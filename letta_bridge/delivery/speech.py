@@ -22,7 +22,7 @@ class Speech:
     pieces: list[str] = field(default_factory=list)
     complete: bool = False
     shown_txn: str = ""
-    """Transaction id of its first event, once that went out before the message was complete."""
+    """Transaction id of what began to show it before it was complete: its first event, or an edit of an older one."""
     edits: int = 0
     next_edit: float = 0.0
     shown: str = ""

@@ -136,7 +136,9 @@ def _steps(job: JobRow) -> Sequence[Step]:
 async def _ending(_: Desk, job: JobRow) -> str:
     rooms = [result for name, result in job.done.items() if name.startswith("rooms-")]
     users = job.done.get("users") or {"cleared": 0, "ended": 0, "refused": []}
-    said = [f"The bridge has left {count(sum(result['left'] for result in rooms), 'room')}."]
+    said = []
+    if rooms or not users["cleared"] + users["ended"]:
+        said.append(f"The bridge has left {count(sum(result['left'] for result in rooms), 'room')}.")
     if kept := sum(result["kept"] for result in rooms):
         said.append(f"{count(kept, 'room')} had been left before, or turned out to be used, and stay as they are.")
     if users["cleared"]:

@@ -13,6 +13,7 @@ from ..db.agents import AgentRow
 from ..db.database import Connection
 from ..db.jobs import JobRow
 from ..db.stops import Stops
+from ..db.turns import agent_lane
 from ..delivery.outgoing import ReplyTarget, Voice, notice
 from ..ids import AgentID
 from ..letta.errors import Kind, LettaError
@@ -43,7 +44,7 @@ async def _dismiss(work: Work) -> Any:
     desk, row = work.desk, await _row(work)
     stops = Stops(desk.db, desk.turns)
 
-    async def commit(conn: Connection) -> tuple[list[str], list[int]]:
+    async def commit(conn: Connection) -> tuple[int, list[str], list[int]]:
         waiting, running = await stops.everything(conn, row.agent_id, work.job.asked_by)
         lanes = []
         for number, (room_id, thread, count) in enumerate(waiting):
@@ -51,19 +52,21 @@ async def _dismiss(work: Work) -> Any:
             words = _not_delivered(count)
             await desk.outbox.add(conn, notice(voice, words, ReplyTarget(thread), source=source, kind="despawned"))
             lanes.append(f"send:{room_id}")
+        if lanes:  # what is shown of an answer gets its end
+            lanes.append(agent_lane(row.agent_id))
         for turn_id in running:
             await desk.lanes.announce(conn, f"!stop {turn_id}")
         for lane in lanes:
             await desk.lanes.announce(conn, lane)
         await desk.agents.update_in(conn, row.agent_id, dismissed=True, state="archived")
-        return lanes, list(running)
+        return len(waiting), lanes, list(running)
 
-    lanes, running = await desk.lanes.write(work.fence, commit)
+    withdrawn, lanes, running = await desk.lanes.write(work.fence, commit)
     for lane in lanes:
         desk.lanes.wake(lane)
     for turn_id in running:
         desk.lanes.signal("stop", str(turn_id))
-    return {"before": work.args["before"], "withdrawn": len(lanes), "stopped": len(running)}
+    return {"before": work.args["before"], "withdrawn": withdrawn, "stopped": len(running)}
 
 
 def _not_delivered(count: int) -> str:

@@ -25,6 +25,7 @@ from ..lanes import Fence, FencedError, Lanes
 from ..letta.backend import Backend
 from ..letta.errors import LettaError
 from ..matrix.homeserver import Homeserver, HomeserverError
+from .absence import Absences
 from .avatar import Avatars
 from .bot import Bot, Devices
 from .comparison import in_slices
@@ -100,6 +101,7 @@ class Directory:
         )
         self.guard = self._roster.guard
         self.refreshes = Refreshes(db, lanes, LANE)
+        self.absences = Absences(db, lanes, self._roster, self.refreshes, clock)
         guests = [mxid for mxid in dict.fromkeys(mirror_settings.invite) if not self._names.is_ours(mxid)]
         past = PastRooms(db)
         people = People(homeserver, rooms, past, self._told, guests, clock, self._names.is_ours)
@@ -311,6 +313,8 @@ class Directory:
         """Bring the rows up to date. Returns seconds to wait when Letta did not answer, else None."""
         try:
             self._changes = await self._roster.look(writer)
+            if self._roster.settled:
+                await self.absences.decided(writer)
             if self._roster.to_tell:
                 self._lanes.wake(_TELLS)
         except LettaError as error:

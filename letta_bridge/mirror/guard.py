@@ -6,7 +6,7 @@ or an administrator confirms it: ``docs/lifecycle.md`` tells it to people.
 
 import json
 import secrets
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
@@ -46,9 +46,6 @@ class Why(Enum):
     EMPTY = "empty"
     STRANGERS = "strangers"
     SHRUNK = "shrunk"
-
-
-_NOT_OURS = (Why.ANOTHER.value, Why.EMPTY.value, Why.STRANGERS.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +195,10 @@ class Guard:
         )
 
     async def in_doubt(self) -> bool:
-        """Whether it is undecided that the Letta that answers is ours: that it lacks an agent proves nothing then."""
-        frozen = (await self.read()).frozen
-        return frozen is not None and frozen.why in _NOT_OURS
+        """Whether an administrator has yet to decide what it means that agents are not there: that Letta lacks one of
+        those that are mirrored proves nothing then.
+        """
+        return (await self.read()).frozen is not None
 
     async def freeze(
         self, writer: Writer, memory: Remembered, why: Why, evidence: Evidence, fingerprint: str | None
@@ -253,7 +251,7 @@ class Guard:
         async def work(conn: Connection) -> None:
             await _set(conn, _FINGERPRINT, fingerprint)
             if confirmed is not None and confirmed.another:  # it was said of this Letta, not of the next
-                await _set(conn, _CONFIRMED, json.dumps(asdict(replace(confirmed, another=False))))
+                await _change_confirmed(conn, confirmed, lambda stands: replace(stands, another=False))
             if news:
                 await self._alarms.renew(conn, NEWS_ADOPTED, news)
 
@@ -273,13 +271,10 @@ class Guard:
         if left == tuple(sorted(confirmed.gone)):
             return
 
-        async def work(conn: Connection) -> None:
-            if left or confirmed.another:
-                await _set(conn, _CONFIRMED, json.dumps(asdict(replace(confirmed, gone=left))))
-            else:
-                await conn.execute("DELETE FROM setting WHERE name = $1", _CONFIRMED)
+        def kept(stands: Confirmed) -> Confirmed | None:
+            return replace(stands, gone=left) if left or stands.another else None
 
-        await writer.run(work)
+        await writer.run(lambda conn: _change_confirmed(conn, confirmed, kept))
 
     async def note_filter(self, writer: Writer, filter_id: str) -> None:
         """Whom the configuration leaves out was taken in."""
@@ -306,6 +301,21 @@ async def _set(conn: Connection, name: str, value: str) -> None:
     await conn.execute(
         "INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2", name, value
     )
+
+
+async def _change_confirmed(
+    conn: Connection, before: Confirmed, change: Callable[[Confirmed], Confirmed | None]
+) -> None:
+    """Change the answer that the pass knows, or forget it; a newer one, given meanwhile, stays as it is."""
+    value = await conn.fetchval("UPDATE setting SET value = value WHERE name = $1 RETURNING value", _CONFIRMED)
+    stands = _record(Confirmed, value)
+    if stands is None or stands.nonce != before.nonce:
+        return
+    now = change(stands)
+    if now is None:
+        await conn.execute("DELETE FROM setting WHERE name = $1", _CONFIRMED)
+    else:
+        await _set(conn, _CONFIRMED, json.dumps(asdict(now)))
 
 
 def _record(kind: Any, value: str | None) -> Any:

@@ -56,6 +56,26 @@ class Changes:
     frozen: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen at one time, and what may be made of it. Nothing was written for it.
+
+    Attributes:
+        unsure: agents that seem gone, and of whom nothing certain is known.
+    """
+
+    rows: dict[AgentID, AgentRow]
+    listing: AgentListing
+    memory: Remembered
+    picture: Picture
+    absences: Sequence[Absence]
+    unsure: set[AgentID]
+    who: Who
+    fingerprint: str | None
+    evidence: Evidence
+    verdict: Verdict
+
+
 class Roster:
     """The rows of agents, kept equal to Letta's list as far as that can be believed.
 
@@ -91,6 +111,8 @@ class Roster:
         self.guard = Guard(db, alarms)
         self.to_tell = False
         """Whether the newest pass left something that admins are to be told."""
+        self.settled = False
+        """Whether the newest pass ended a freeze, or made it one about something else."""
 
     async def look(self, writer: Writer) -> Changes:
         """One comparison, and what follows from it.
@@ -99,7 +121,24 @@ class Roster:
             LettaError: Letta cannot be listed now; nothing was changed.
             FencedError: another replica has the lane.
         """
-        self.to_tell = False
+        self.to_tell = self.settled = False
+        seen = await self.see()
+        rows, picture, memory, verdict = seen.rows, seen.picture, seen.memory, seen.verdict
+        done = Changes()
+        await self._stand(writer, verdict, seen.evidence, memory, seen.fingerprint, done)
+        await self._take_in(writer, rows, picture, verdict, done)
+        if seen.listing.complete:
+            await self._let_go(writer, picture, verdict, memory, seen.unsure, seen.who, done)
+            await self._tidy(writer, picture, verdict, memory, seen.absences, done)
+        await self._forget_confirmed(writer, rows, picture, memory, seen.absences)
+        return done
+
+    async def see(self) -> Look:
+        """What a comparison that began now would go by. Writes nothing, so that anybody may ask at any time.
+
+        Raises:
+            LettaError: Letta cannot be listed now.
+        """
         rows = {row.agent_id: row for row in await self._agents.all()}  # before: a list begun later has all of them
         listing = await self._listings.get()
         memory = await self.guard.read()
@@ -109,14 +148,12 @@ class Roster:
         who, fingerprint = await self._who(picture, memory)
         evidence = self._evidence(rows, listing, picture, memory, absences, who)
         verdict = _cautious(judge(evidence), who, memory)
-        done = Changes()
-        await self._stand(writer, verdict, evidence, memory, fingerprint, done)
-        await self._take_in(writer, rows, picture, verdict, done)
-        if listing.complete:
-            await self._let_go(writer, picture, verdict, memory, unsure, who, done)
-            await self._tidy(writer, picture, verdict, memory, absences, done)
-        await self._forget_confirmed(writer, rows, picture, memory, absences)
-        return done
+        return Look(rows, listing, memory, picture, absences, unsure, who, fingerprint, evidence, verdict)
+
+    async def has(self, agent_id: AgentID) -> bool | None:
+        """Whether the Letta that answers now has this agent, listed or not; None: it cannot be known now."""
+        there, unsure = await self._hidden.ask([agent_id])
+        return None if unsure else bool(there)
 
     async def admit(self, agent: Agent, listing: AgentListing) -> bool:
         """Write one agent of a listing down outside of a pass, because somebody wants to talk to it now.
@@ -226,12 +263,12 @@ class Roster:
             frozen = await self.guard.freeze(writer, memory, verdict.why, evidence, fingerprint)
             done.frozen = frozen.why
             if frozen is not memory.frozen:
-                self.to_tell = True
+                self.to_tell, self.settled = True, memory.frozen is not None
                 extra = {"action": "guard_frozen", "why": frozen.why, "gone": len(frozen.gone), "known": frozen.known}
                 log.warning("nobody is taken away until an administrator has decided", extra=extra)
         elif verdict.remove and memory.frozen is not None:
             await self.guard.thaw(writer, memory.frozen)
-            self.to_tell = True
+            self.to_tell = self.settled = True
             log.info("the list of agents is plausible again", extra={"action": "guard_thawed"})
         elif not verdict.remove:
             done.frozen = "unknown" if evidence.complete else "incomplete"
@@ -334,10 +371,11 @@ class Roster:
         if memory.confirmed is None:
             return
         lately = {one.agent_id for one in absences}
+        there = picture.present | self._hidden.known()
         still = [
             agent_id
             for agent_id in memory.confirmed.gone
-            if agent_id not in picture.present
+            if agent_id not in there
             and (row := rows.get(agent_id)) is not None
             and (row.state != "archived" or agent_id in lately)
         ]

@@ -99,6 +99,8 @@ class Search:
         self._hs = desk.homeserver
         self._bot = desk.homeserver.bot_mxid
         self._gone: dict[AgentID, bool] = {}
+        self._nobody: set[MXID] = set()
+        """Names that somebody invited, and that no user has."""
 
     async def known(self) -> Known:
         """What is used now.
@@ -139,12 +141,15 @@ class Search:
             try:
                 for room_id in await self._hs.intent(user).joined_rooms():
                     places.setdefault(room_id, user)
-            except HomeserverError:
-                found.unasked += 1
+            except HomeserverError as error:
+                if (error.status, error.errcode) == (403, "M_FORBIDDEN") and user not in known.puppets | {self._bot}:
+                    self._nobody.add(user)  # so Synapse refuses to act as somebody who was never registered
+                else:
+                    found.unasked += 1
 
         users = await self._users(known)
-        found.unasked += await _several([self._bot], ask, limit)
-        found.unasked += await _several([user for user in users if user != self._bot], ask, limit)
+        late = await _several([self._bot], ask, limit)
+        late += await _several([user for user in users if user != self._bot], ask, limit)
 
         async def look(room_id: RoomID) -> None:
             try:
@@ -157,7 +162,8 @@ class Search:
             else:
                 found.used += 1
 
-        found.unasked += await _several([room for room in places if room not in known.rooms], look, limit)
+        late += await _several([room for room in places if room not in known.rooms], look, limit)
+        found.unasked += late
         found.rooms.sort(key=lambda room: (room.why, room.room_id))
         await self._lonely(known, found, users, limit)
         return found
@@ -183,7 +189,8 @@ class Search:
             except LettaError:
                 found.unasked += 1
 
-        await _several(sorted(seen - known.puppets - {self._bot}), look, limit)
+        late = await _several(sorted(seen - known.puppets - self._nobody - {self._bot}), look, limit)
+        found.unasked += late
         found.users.sort()
         for row in known.rows.values():
             if row.state == "archived" and row.dismissed and row.registered and row.agent_id not in known.listed:

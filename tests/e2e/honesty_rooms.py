@@ -139,6 +139,44 @@ async def aliases(s: Script) -> None:
     s.note("asked", [name for name in s.inbox.asked if s.tag in name])
 
 
+async def rooms_given_up(s: Script) -> None:
+    """A room that its members leave one after the other, and what is left of it and of them."""
+    name = f"letta_z{s.tag}"
+    alias = f"#{name}:{s.domain}"
+    r = await s.room("letta_g", who="bot", room_alias_name=name)
+    await s.call("bot", "POST", "rooms", r, "invite", body={"user_id": s.user("letta_h")})
+    await s.call("letta_g", "POST", "rooms", r, "forget")
+    for user in ("letta_g", "bot"):
+        await s.call(user, "POST", "rooms", r, "leave", body={"reason": "not used any more"})
+        await s.call(user, "POST", "rooms", r, "forget")
+        await s.call(user, "POST", "rooms", r, "forget")
+        await s.call(user, "GET", "rooms", r, "state", "m.room.name")
+        await s.call(user, "GET", "rooms", r, "joined_members")
+    await s.call("letta_g", "GET", "rooms", r, "state", "m.room.create")
+    await s.call("letta_h", "POST", "join", r)
+    await s.call("bot", "POST", "rooms", r, "join")
+    await s.call("bot", "PUT", "rooms", r, "state", "m.room.name", body={"name": "x"})
+    await s.call("bob", "GET", "directory", "room", alias)
+    await s.call("bob", "POST", "join", alias)
+    await s.call("bot", "DELETE", "directory", "room", alias)
+    await s.call("bot", "DELETE", "directory", "room", alias)
+    await s.call("bob", "GET", "directory", "room", alias)
+    await s.call("letta_h", "POST", "rooms", r, "leave")
+    await s.call("letta_g", "GET", "joined_rooms")
+
+
+async def names_that_nobody_has(s: Script) -> None:
+    """People invite whom there is not."""
+    r = await s.room()
+    for nobody in ("letta_nobody", "nobody"):
+        await s.call("alice", "POST", "rooms", r, "invite", body={"user_id": s.user(nobody)})
+    await s.call("alice", "GET", "profile", s.user("letta_nobody"))
+    for method, *path in (("GET", "joined_rooms"), ("POST", "rooms", r, "leave"), ("POST", "account", "deactivate")):
+        await s.call("letta_nobody", method, *path)
+    await s.call("letta_nobody", "PUT", "profile", s.user("letta_nobody"), "displayname", body={"displayname": ""})
+    await s.call("alice", "GET", "rooms", r, "members")
+
+
 def history(openness: str) -> Callable[[Script], Awaitable[None]]:
     async def seen(s: Script) -> None:
         state = [{"type": "m.room.history_visibility", "content": {"history_visibility": openness}}]

@@ -38,6 +38,8 @@ SCRIPTS = [
     rooms.relations,
     rooms.power,
     rooms.aliases,
+    rooms.rooms_given_up,
+    rooms.names_that_nobody_has,
     rooms.history("shared"),
     rooms.history("invited"),
     rooms.history("joined"),

@@ -14,7 +14,7 @@ from letta_bridge.jobs import cleanup as cleanup_module
 from letta_bridge.jobs import engine as engine_module
 from letta_bridge.mirror.maker import PORTAL_STATE, SPACE_STATE
 
-from .life_kit import ask, carried_out, job_of, told
+from .life_kit import ADMIN, ask, carried_out, job_of, told
 from .world import BOT, DOMAIN, World, a_world, settled, until
 
 GONE = AgentID("agent-99999999-0000-4000-8000-000000000000")
@@ -152,6 +152,32 @@ async def test_what_is_uncertain_is_not_called_unused(sqlite_world: World) -> No
     refused = await ask(world, "cleanup")
     assert not refused.ok
     assert "cannot be reached" in refused.text
+
+
+async def test_who_could_not_be_looked_at_is_counted(sqlite_world: World) -> None:
+    world = sqlite_world
+    world.letta.add_agent("Ada")
+    await world.start()
+    await world.mirrored()
+    await settled(world)
+    world.hs.fail_next(r"/joined_rooms$", status=500, times=2)
+    answer = await ask(world, "cleanup")
+    assert "2 users or rooms could not be looked at in time" in answer.text, "the bot and the agent's user"
+    assert answer.data["unasked"] == 2
+
+
+async def test_a_name_that_only_was_invited_is_no_user(sqlite_world: World) -> None:
+    """Strangers can invite whom there is not, and the bridge makes no users for them."""
+    world = sqlite_world
+    world.letta.add_agent("Ada")
+    mallory = await world.hs.person("mallory")
+    await world.start(permissions={ADMIN: "admin", mallory.mxid: "none"})
+    await world.mirrored()
+    await mallory.create_room(invite=[GONE_USER, f"@letta_nobody:{DOMAIN}"])
+    await settled(world)
+    answer = await ask(world, "cleanup")
+    assert "nothing to clean up" in answer.text and "could not be looked at" not in answer.text
+    assert not answer.data["users"]
 
 
 async def test_what_is_being_made_is_not_called_unused(sqlite_world: World) -> None:

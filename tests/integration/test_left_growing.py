@@ -2,72 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator
-from dataclasses import replace
-from typing import Any
 
+import aiohttp
 import pytest
 
-from letta_bridge.testing.fake_homeserver import Person, Rendered
+from letta_bridge import errors
 from letta_bridge.testing.fake_letta import Behaviour
 
 from .command_kit import asked, bot_room
-from .world import World, until
-
-QUESTION = "what do you think?"
-GROWING = re.compile(r"^half a thought …$")
-TURNS = r"/v1/conversations/[^/]+/messages$"
-
-
-class Thought:
-    """An answer that says its first half, then a little more, and then its end, each when it is told to."""
-
-    def __init__(self) -> None:
-        self.more = asyncio.Event()
-        self.end = asyncio.Event()
-
-    async def words(self) -> AsyncIterator[str]:
-        yield "half a thought"
-        await self.more.wait()
-        yield " and more"
-        await self.end.wait()
-        yield " and its end"
-
-    def finish(self) -> None:
-        self.more.set()
-        self.end.set()
-
-
-async def half_said(
-    world: World, behaviour: Behaviour | None = None, **fault: Any
-) -> tuple[Person, str, str, Thought, Rendered]:
-    """Somebody, a room, its agent, and the answer of which half is shown."""
-    thought = Thought()
-    agent = world.letta.add_agent("Scout")
-    alice = await world.hs.person("alice")
-    await world.start(conversation__first_event_s=0.0)
-    room = await world.dm(alice, agent, "hello")  # the bridge learns what this Letta can do
-    await alice.wait_message(room, sender=world.puppet(agent), text=re.compile("hello$"))
-    world.letta.script(agent, replace(behaviour or Behaviour(), text=thought.words()))
-    if fault:
-        world.letta.fail_next(TURNS, method="POST", **fault)
-    await alice.send(room, QUESTION)
-    shown = await alice.wait_message(room, sender=world.puppet(agent), text=GROWING)
-    return alice, room, agent, thought, shown
-
-
-def said(world: World, person: Person, room: str, agent: str) -> list[tuple[str, str]]:
-    """What the agent's messages after its first are now, each with its event."""
-    spoken = person.messages(room)
-    ours = [m for m in spoken if m.sender == world.puppet(agent) and m.msgtype == "m.text"]
-    return [(m.event_id, m.body) for m in ours[1:]]
+from .growing_kit import QUESTION, assert_ended, half_failed, half_said, said
+from .world import World, settled, until
 
 
 def looks(world: World) -> list[str]:
     """Requests that ask Letta about runs, or to stream one again."""
     return [path for _, path in world.letta.requests if "/v1/runs" in path or path.endswith("/stream")]
+
+
+async def followed_again(world: World) -> None:
+    """Restart the bridge; it follows the run, and shows nothing new of it."""
+    before = len(looks(world))
+    await world.restart(conversation__first_event_s=60.0)
+    await until(lambda: len(looks(world)) > before + 2, why="the run is not followed again")
 
 
 EITHER_LETTA = pytest.mark.parametrize("sqlite_world", [{}, {"redis": True}], indirect=True, ids=["plain", "redis"])
@@ -102,12 +59,24 @@ async def test_stop_after_a_restart_closes_what_the_process_before_showed(sqlite
     """The run is joined again, and nothing of it has been shown anew when somebody says stop."""
     world = sqlite_world
     alice, room, agent, _, shown = await half_said(world)
-    await world.restart(conversation__first_event_s=60.0)
-    before = len(looks(world))
-    await until(lambda: len(looks(world)) > before + 1, why="the run is not followed again")
+    await followed_again(world)
     await alice.send(room, "!stop")
     await alice.wait_message(room, sender=world.puppet(agent), text=re.compile(r"\(stopped\)"))
     assert_ended(said(world, alice, room, agent), shown)
+
+
+@EITHER_LETTA
+async def test_stop_after_a_restart_leaves_all_that_was_shown(sqlite_world: World) -> None:
+    """Live edits are not stored; the room knows them."""
+    world = sqlite_world
+    alice, room, agent, thought, shown = await half_said(world)
+    puppet = world.puppet(agent)
+    thought.more.set()
+    await alice.wait_message(room, sender=puppet, text=re.compile("and more …$"))
+    await followed_again(world)
+    await alice.send(room, "!stop")
+    await alice.wait_message(room, sender=puppet, text=re.compile(r"\(stopped\)"))
+    assert said(world, alice, room, agent) == [(shown.event_id, "half a thought and more\n\n*(stopped)*")]
 
 
 @pytest.mark.parametrize("how", ["stop", "redaction"])
@@ -124,6 +93,19 @@ async def test_taken_back_while_letta_is_away_after_half_an_answer(world: World,
     assert_ended(said(world, alice, room, agent), shown)
 
 
+async def test_question_below_half_an_answer_gets_an_answer_of_its_own(world: World) -> None:
+    """An end of the text above would not be taken for an answer to what was asked below it."""
+    alice, room, agent, thought, shown = await half_said(world, Behaviour(error_after=1))
+    await half_failed(world, thought)
+    await alice.send(room, "and what of this?")
+    await settled(world)
+    world.letta.script(agent, Behaviour(text="the whole thought"), Behaviour(text="of this, too"))
+    await world.letta.start()
+    await until(lambda: "of this, too" in [text for _, text in said(world, alice, room, agent)], 20)
+    (event_id, first), (_, second) = said(world, alice, room, agent)
+    assert (event_id, first, second) == (shown.event_id, "the whole thought", "of this, too")
+
+
 async def test_stopped_while_paused_after_half_an_answer(world: World) -> None:
     """What is paused waits; an end that is asked for does not."""
     admin = await world.hs.person("admin")
@@ -136,21 +118,64 @@ async def test_stopped_while_paused_after_half_an_answer(world: World) -> None:
     assert_ended(said(world, alice, room, agent), shown)
 
 
-async def half_failed(world: World, thought: Thought) -> None:
-    """Let the model fail now, and Letta be gone when the turn is tried again: it waits."""
+@pytest.mark.parametrize("paused", [False, True], ids=["waiting", "paused"])
+async def test_despawned_after_half_an_answer(world: World, paused: bool) -> None:
+    """Nothing else comes to the agent's lane for a long time."""
+    admin = await world.hs.person("admin")
+    alice, room, agent, thought, shown = await half_said(world, Behaviour(error_after=1))
+    await half_failed(world, thought)
+    bot = await bot_room(world, admin)
+    if paused:
+        assert "Paused" in await asked(admin, bot, "pause Scout")
+    await asked(admin, bot, "despawn Scout")
+    await alice.wait_message(room, sender=world.puppet(agent), text=re.compile(r"\(stopped\)"))
+    assert_ended(said(world, alice, room, agent), shown)
+
+
+@pytest.mark.parametrize(
+    ("then", "told"),
+    [
+        (Behaviour(text=""), errors.SAID_NOTHING),
+        (Behaviour(tool=("archive", {}), approve=True), errors.ASKS_APPROVAL.format(tool="archive")),
+    ],
+    ids=["says nothing", "asks for approval"],
+)
+async def test_second_try_that_has_no_words(sqlite_world: World, then: Behaviour, told: str) -> None:
+    """The model failed in the middle of a text; when it is asked again it ends without any."""
+    world = sqlite_world
+    alice, room, agent, thought, shown = await half_said(world, Behaviour(error_after=1))
+    world.letta.script(agent, then)
     thought.more.set()
-    bridge = world.bridge
-    assert bridge is not None
-
-    async def queued(which: str) -> bool:
-        return bool(await bridge.db.fetchval(f"SELECT 1 FROM turn WHERE state = 'queued' AND attempt > 0 AND {which}"))
-
-    await until(lambda: queued("failures > 0"), why="the turn did not fail")
-    world.letta.kill()
-    await until(lambda: queued("wait_reason <> ''"), 20, why="the turn does not wait")
+    await alice.wait_message(room, sender=world.puppet(agent), text=re.compile(re.escape(told)))
+    assert_ended(said(world, alice, room, agent), shown)
 
 
-def assert_ended(spoken: list[tuple[str, str]], shown: Rendered) -> None:
-    """One text, in the event that was shown, with an end."""
-    [(event_id, text)] = spoken
-    assert event_id == shown.event_id and text.startswith("half a thought") and "…" not in text
+@EITHER_LETTA
+async def test_run_that_is_cancelled_in_letta_after_a_restart(sqlite_world: World) -> None:
+    """What the run had said until then is known only from what the process before showed of it."""
+    world = sqlite_world
+    alice, room, agent, thought, shown = await half_said(world)
+    await followed_again(world)
+    async with aiohttp.ClientSession(world.letta.url) as client:
+        run_id = world.letta.turns(agent)[-1].run_id
+        await client.post(f"/v1/agents/{agent}/messages/cancel", json={"run_ids": [run_id]})
+    thought.more.set()  # a model is heard to have been stopped only when it says something
+    told = errors.STOPPED_EARLY.format(reason=errors.CANCELLED_IN_LETTA)
+    await alice.wait_message(room, sender=world.puppet(agent), text=re.compile(re.escape(told)))
+    assert_ended(said(world, alice, room, agent), shown)
+
+
+async def test_live_edit_that_the_homeserver_takes_after_the_final(sqlite_world: World) -> None:
+    """It was given up, and lands on the whole answer: that is shown again."""
+    world = sqlite_world
+    world.pace["edit_patience"] = 0.2
+    alice, room, agent, thought, shown = await half_said(world)
+    puppet = world.puppet(agent)
+    late = world.hs.delay(r"/send/m\.room\.message/", 2.5, times=1, method="PUT")
+    thought.more.set()
+    await until(lambda: late.hits, why="no edit under way")
+    thought.finish()
+    await alice.wait_message(room, sender=puppet, text=re.compile("and its end$"))
+    await alice.wait_message(room, sender=puppet, text=re.compile("and more …$"))
+    await alice.wait_message(room, sender=puppet, text=re.compile("and its end$"))
+    assert said(world, alice, room, agent) == [(shown.event_id, "half a thought and more and its end")]

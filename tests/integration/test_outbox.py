@@ -174,10 +174,11 @@ async def test_an_answer_that_the_homeserver_refuses_for_good_is_said_to_be_miss
     await alice.wait_message(room, sender=world.puppet(agent), text=re.compile("pong"))
 
 
-async def test_a_streamed_answer_whose_first_event_is_refused_is_said_to_be_missing_once(sqlite_world: World) -> None:
+async def test_a_streamed_answer_that_is_refused_is_said_to_be_missing_once(sqlite_world: World) -> None:
+    """Its beginning, and then all of it."""
     world = sqlite_world
     agent, alice, room = await one_room(world, conversation__first_event_s=0.05)
-    world.hs.fail_next(SEND, status=400, errcode="M_BAD_JSON")
+    world.hs.fail_next(SEND, status=400, errcode="M_BAD_JSON", times=2)
     await alice.send(room, "#slow 20 0.02")
     await alice.wait_message(room, sender=world.puppet(agent), text=re.compile("did not take my answer"))
     await alice.send(room, "pong")

@@ -171,6 +171,7 @@ async def test_a_bot_that_was_put_out_is_invited_by_the_puppet(database: Databas
 async def test_a_portal_without_any_of_ours_is_left_until_somebody_invites(database: Database) -> None:
     async with new_world(database, room_version="11", invite=(ALICE,)) as world:
         portal = await a_portal(world)
+        put(world, portal, "m.room.member", {"membership": "join"}, ALICE, ALICE)
         for user in (puppet(1), BOT):
             put_out(world, portal, user)
         await repair(world, portal)

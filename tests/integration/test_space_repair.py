@@ -94,6 +94,7 @@ async def test_a_bot_that_was_put_out_of_the_space_holds_up_no_agent(database: D
     async with new_world(database, room_version="11", invite=(ALICE,)) as world:
         await a_portal(world)
         (space,) = world.spaces()
+        put(world, space, "m.room.member", {"membership": "join"}, ALICE, ALICE)
         put_out(world, space, BOT)
         world.letta.agents.append(agent(2))  # nobody told us yet
         await world.settle()

@@ -13,7 +13,7 @@ from letta_bridge.matrix.homeserver import HomeserverError
 from .test_jobs import Script, begin, ended, install
 from .world import World, until
 
-_LATER = "(SELECT MAX(created_at) FROM turn) + 3600"
+_LATER = "(SELECT MAX(created_at) FROM turn) + 250"  # more than five minutes would be a clock gone wrong
 
 
 async def test_letta_is_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

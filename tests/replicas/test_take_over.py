@@ -40,7 +40,9 @@ async def streaming(world: ReplicaWorld, alice: Person, room: Room) -> tuple[Rep
 async def told_once(world: ReplicaWorld, alice: Person, room: Room, event_id: str) -> None:
     """The long answer came to its end in the same event, once, and stays as it is."""
     puppet, whole = puppet_of(room.agent), "".join(WORDS).split()
-    final = await alice.wait_message(room.room_id, sender=puppet, text=lambda body: "word29" in body, timeout=25)
+    final = await alice.wait_message(
+        room.room_id, sender=puppet, text=lambda body: body.split()[-1] == "word29", timeout=25
+    )
     assert (final.event_id, final.body.split()) == (event_id, whole)
     world.letta.reply = echo
     await world.say(alice, room, "and now?")
@@ -149,7 +151,7 @@ async def test_frozen_in_mid_stream_longer_than_its_lease(world: ReplicaWorld) -
         taken = await until(lambda: world.owner(f"agent:{room.agent}"), 10)
         while taken != heir.name:
             taken = await world.owner(f"agent:{room.agent}")
-        await alice.wait_message(room.room_id, text=lambda body: "word29" in body, timeout=25)
+        await alice.wait_message(room.room_id, text=lambda body: body.split()[-1] == "word29", timeout=25)
     finally:
         owner.child.send_signal(signal.SIGCONT)
     await until(lambda: owner.said("self_fenced"), 10, why="the thawed replica did not notice")
@@ -175,7 +177,7 @@ async def test_frozen_with_an_edit_under_way_that_lands_on_the_final(world: Repl
     await until(lambda: late.hits, 10, why="no edit under way")
     owner.child.send_signal(signal.SIGSTOP)
     try:
-        await alice.wait_message(room.room_id, text=lambda body: "word29" in body, timeout=11)
+        await alice.wait_message(room.room_id, text=lambda body: body.split()[-1] == "word29", timeout=11)
         await alice.wait_message(room.room_id, text=lambda body: body.endswith("…"), timeout=15)
     finally:
         owner.child.send_signal(signal.SIGCONT)

@@ -28,6 +28,7 @@ class Flavour:
     # rooms
     hidden_state: tuple[int, str]  # reading one state event without access
     strangers_leave: bool  # leaving a room one was never in is a success
+    joins_empty: bool  # a room without any member lets those in who were invited, or anybody if it is public
     strict_create: bool  # a failing invite fails createRoom; ``{}`` in initial_state is kept
     typing_ms: tuple[int, int] | None  # clamp of the typing timeout
     hierarchy_page: int
@@ -56,6 +57,7 @@ SYNAPSE = Flavour(
     redact_keeps=True,
     hidden_state=(403, "M_FORBIDDEN"),
     strangers_leave=False,
+    joins_empty=False,
     strict_create=True,
     typing_ms=None,
     hierarchy_page=50,
@@ -82,6 +84,7 @@ TUWUNEL = Flavour(
     redact_keeps=False,
     hidden_state=(404, "M_NOT_FOUND"),
     strangers_leave=True,
+    joins_empty=True,
     strict_create=False,
     typing_ms=(15_000, 45_000),
     hierarchy_page=10,

@@ -25,7 +25,7 @@ def join(hs: "Homeserver", requester: Requester, room_or_alias: str, content: JS
     elif not room_or_alias.startswith("!"):
         raise bad(f"{room_or_alias} was not legal room ID or room alias")
     room = hs.room(room_id)
-    if room is None:
+    if room is None or not (room.members("join") or hs.flavour.joins_empty):
         raise MatrixError(404, "M_UNKNOWN", "Can't join remote room because no servers that are in it are known.")
     change(hs, requester, room, requester.user_id, "join", content or {})
     return room_id

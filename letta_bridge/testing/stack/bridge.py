@@ -95,6 +95,20 @@ class LocalBridge:
         if self._process:
             self._process.kill()
 
+    async def command(self, *words: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+        """``letta-bridge`` with these words and this bridge's configuration: its exit status, and what it printed."""
+        command = [*_program(), words[0], "--config", str(self.config), *words[1:]]
+        return await asyncio.to_thread(
+            subprocess.run,
+            command,
+            capture_output=True,
+            text=True,
+            env=self._environment(),
+            cwd=self.folder,
+            timeout=seconds,
+            check=False,
+        )
+
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.running
