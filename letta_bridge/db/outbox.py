@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..ids import MXID, EventID, RoomID, TurnID
+from ..ids import CONTENT_KEY, MXID, EventID, RoomID, TurnID
 from .database import LONGEST_WAIT, Connection, Database, Reader, clean, due_in
 
 
@@ -48,10 +48,19 @@ class OutboxRow:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """The text of an event after its ``edits`` so far, but for live ones, which are never stored."""
+    """The text of an event after its ``edits`` so far, but for live ones, which are never stored. ``growing``: its end
+    is still to come.
+    """
 
     text: str
     edits: int
+    growing: bool
+
+
+def is_growing(content: Mapping[str, Any]) -> bool:
+    """Whether an event of ours, or an edit, shows a text of which the end is still to come."""
+    marker = content.get(CONTENT_KEY)
+    return isinstance(marker, Mapping) and marker.get("growing") is True
 
 
 class Outbox:
@@ -152,7 +161,7 @@ class Outbox:
         edits = await self._db.fetch("SELECT content, state FROM outbox WHERE edits = $1 ORDER BY seq", txn_id)
         newest = next((row["content"] for row in reversed(edits) if row["state"] in ("pending", "sent")), content)
         shown: Mapping[str, Any] = json.loads(newest)
-        return Said(str(shown.get("m.new_content", shown).get("body", "")), len(edits))
+        return Said(str(shown.get("m.new_content", shown).get("body", "")), len(edits), is_growing(shown))
 
     async def final_of(self, txn_id: str) -> dict[str, Any] | None:
         """The content of the newest edit that was sent of the event with this transaction id; None if there is none."""

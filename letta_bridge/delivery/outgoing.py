@@ -111,6 +111,7 @@ def message(
     answers: Sequence[EventID] = (),
     msgtype: str = "m.text",
     edits: str = "",
+    growing: bool = False,
 ) -> Outgoing:
     """An event for the outbox.
 
@@ -119,6 +120,7 @@ def message(
         kind: what it is to its source (``answer``, ``final``, ``notice:…``).
         part: its number among those of the same source and kind.
         edits: the transaction id of the event that it replaces.
+        growing: whether the end of the text is still to come.
     """
     name = txn_id(voice.sender, voice.room_id, source, kind, part)
     marker: dict[str, Any] = {"version": 1, "txn": name}
@@ -126,6 +128,8 @@ def message(
         marker["agent"] = voice.agent_id
     if answers:
         marker["answers"] = list(answers)
+    if growing:
+        marker["growing"] = True
     content = text_content(text, target, msgtype=msgtype, marker=marker, replaces=bool(edits))
     return Outgoing(name, voice.room_id, voice.sender, "m.room.message", content, edits, voice.turn_id)
 

@@ -62,11 +62,11 @@ class Replies:
 
     def opening(self, speech: Speech) -> Outgoing:
         """The first event of a message that is still being said."""
-        return self._event(speech.index, 0, self._beginning(speech.text))
+        return self._event(speech.index, 0, self._beginning(speech.text), growing=True)
 
     def opening_again(self, speech: Speech, edited: int) -> Outgoing:
         """The same for a message of which an earlier attempt or owner has shown the event already."""
-        return self._edit(speech.index, 0, self._beginning(speech.text), edited)
+        return self._edit(speech.index, 0, self._beginning(speech.text), edited, growing=True)
 
     def live_edit(self, speech: Speech, text: str) -> Outgoing:
         """A live edit; never stored, its id changes with its number."""
@@ -79,6 +79,7 @@ class Replies:
             part=speech.edits,
             answers=self._answers,
             edits=self.txn(speech.index),
+            growing=True,
         )
 
     def _beginning(self, text: str) -> str:
@@ -102,11 +103,11 @@ class Replies:
         for part, (text, before) in enumerate(zip(parts, said, strict=True)):
             if before is None:
                 rows.append(self._event(index, part, text))
-            elif before.text != render(text).body:
+            elif before.growing or before.text != render(text).body:
                 rows.append(self._edit(index, part, text, before.edits))
         return rows
 
-    def _event(self, index: int, part: int, text: str) -> Outgoing:
+    def _event(self, index: int, part: int, text: str, *, growing: bool = False) -> Outgoing:
         return message(
             self._voice,
             text,
@@ -115,9 +116,10 @@ class Replies:
             kind=f"more:{index}" if part else "answer",
             part=part or index,
             answers=self._answers,
+            growing=growing,
         )
 
-    def _edit(self, index: int, part: int, text: str, edited: int) -> Outgoing:
+    def _edit(self, index: int, part: int, text: str, edited: int, *, growing: bool = False) -> Outgoing:
         """``edited``: how many edits of the event are in the outbox; each has a name of its own."""
         return message(
             self._voice,
@@ -128,6 +130,7 @@ class Replies:
             part=index,
             answers=self._answers,
             edits=self.txn(index, part),
+            growing=growing,
         )
 
     def about(self, kind: str, sentence: str) -> Outgoing:

@@ -16,6 +16,7 @@ from .. import errors
 from ..db.agents import Agents
 from ..db.database import DATABASE_ERRORS, Connection
 from ..db.inbox import ECHO, Arrival
+from ..db.outbox import is_growing
 from ..db.restored import NOTE, Restored
 from ..db.rooms import doubt
 from ..db.turns import agent_lane
@@ -25,7 +26,6 @@ from ..matrix.catchup import as_arrival, invites
 from ..matrix.homeserver import Homeserver, HomeserverError, Intent
 from .context import RoomContext
 from .outgoing import ReplyTarget, Voice, notice, txn_id
-from .replies import LIVE_MARK
 
 log = logging.getLogger(__name__)
 
@@ -264,8 +264,7 @@ class _Memory:
         relation = content.get("m.relates_to")
         relation = relation if isinstance(relation, Mapping) else {}
         target = str(relation.get("event_id")) if relation.get("rel_type") == "m.replace" else ""
-        shown = content.get("m.new_content") if target else content
-        growing = isinstance(shown, Mapping) and str(shown.get("body")).endswith(LIVE_MARK)
+        growing = is_growing(content)
         if target and growing:
             return  # one of many edits, of which none is remembered
         edits = await self._txn_of(target) if target else ""

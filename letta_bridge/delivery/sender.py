@@ -12,7 +12,7 @@ from typing import Any
 from .. import errors, faults
 from ..db.agents import Agents
 from ..db.database import DATABASE_ERRORS, Connection
-from ..db.outbox import Outbox, OutboxRow, Outgoing
+from ..db.outbox import Outbox, OutboxRow, Outgoing, is_growing
 from ..db.rooms import doubt
 from ..db.turns import Turns
 from ..ids import CONTENT_KEY, MXID, EventID, RoomID
@@ -22,7 +22,6 @@ from ..mirror.bot import DEVICE_NAME
 from ..mirror.directory import LANE as MIRROR_LANE
 from ..sight import BLIND, Sight
 from .outgoing import ReplyTarget, Voice, notice
-from .replies import LIVE_MARK
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +143,7 @@ class Sender:
             await asyncio.sleep(pause)
             try:
                 final = await self._outbox.final_of(stale.edits)
-                if final is None or _grows(final.get("m.new_content", final)):
+                if final is None or is_growing(final):
                     return
                 content = {**final, "m.relates_to": {"rel_type": "m.replace", "event_id": event_id}}
                 intent = await self._intent(stale.sender)
@@ -154,8 +153,8 @@ class Sender:
                 extra = {"action": "mend_failed", "room": stale.room_id, "why": type(error).__name__}
                 log.warning("a stale edit could not be mended yet", extra=extra)
 
-    async def shown(self, sender: MXID, room_id: RoomID, txn_id: str) -> str | None:
-        """The newest text that the room shows of one of our events that was edited, live edits included; None where the
+    async def shown_growing(self, sender: MXID, room_id: RoomID, txn_id: str) -> str | None:
+        """The newest text that the room shows of one of our events since a live edit; None where there is none, or the
         room does not tell at once.
         """
         event_id = await self._outbox.event_of(txn_id)
@@ -164,11 +163,11 @@ class Sender:
                 page = await (await self._intent(sender)).messages_back(room_id, None, _LOOK_EVENTS)
         except (HomeserverError, TimeoutError):
             return None
-        for event in page["chunk"]:
+        for event in page.get("chunk") or ():
             content = event.get("content") if isinstance(event, Mapping) and event.get("sender") == sender else None
             if event_id and isinstance(content, Mapping) and _replaced(content) == event_id:
                 text = content.get("m.new_content")
-                return str(text.get("body", "")) if isinstance(text, Mapping) else None
+                return str(text.get("body", "")) if isinstance(text, Mapping) and is_growing(content) else None
         return None
 
     async def close(self) -> None:
@@ -228,7 +227,7 @@ class Sender:
             return {**row.content, "m.relates_to": {"rel_type": "m.replace", "event_id": target}}
         refused = await self._outbox.refused(row.edits)
         text: dict[str, Any] = row.content.get("m.new_content", {})
-        if refused is None or not text or _grows(text):
+        if refused is None or not text or is_growing(row.content):
             return None
         relation = {"m.relates_to": refused["m.relates_to"]} if "m.relates_to" in refused else {}
         return text | relation | {CONTENT_KEY: row.content.get(CONTENT_KEY, {})}
@@ -279,7 +278,7 @@ class Sender:
         else:
             in_doubt = error.forbidden or error.not_found
             # of a text that only begins the end is still to come, and is sent whole then
-            silent = error.forbidden or _grows(row.content.get("m.new_content", row.content))
+            silent = error.forbidden or is_growing(row.content)
             await self._bury(fence, row, str(error), silent=silent, in_doubt=in_doubt)
             return
         self._sight.retried("send")
@@ -349,10 +348,6 @@ async def _put(intent: Intent, row: OutboxRow, content: Mapping[str, Any]) -> Ev
             if error.passing or error.unknown_device:
                 raise
     return await intent.send(row.room_id, row.type, content, row.txn_id)
-
-
-def _grows(content: Mapping[str, Any]) -> bool:
-    return str(content.get("body")).endswith(LIVE_MARK)
 
 
 def _replaced(content: Mapping[str, Any]) -> object:

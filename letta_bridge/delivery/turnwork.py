@@ -72,7 +72,7 @@ class TurnWork:
         """What stands in the outbox under the name of a part of a message."""
         if self._shown_before:
             return await self._c.outbox.said(replies.txn(speech.index, part))
-        return Said("", 0) if speech.shown_txn and not part else None
+        return Said("", 0, True) if speech.shown_txn and not part else None
 
     async def _add(self, rows: Sequence[Outgoing]) -> None:
         async def work(conn: Connection) -> None:
@@ -148,9 +148,9 @@ class TurnWork:
         rows: list[Outgoing] = []
         index = 0
         while (said := await self._c.outbox.said(replies.txn(index))) is not None:
-            if index not in spoken and said.text.endswith(LIVE_MARK):
-                shown = await self._c.sender.shown(self._puppet, self._turn.room_id, replies.txn(index)) or ""
-                text = shown if shown.endswith(LIVE_MARK) else said.text
+            if index not in spoken and said.growing:
+                shown = await self._c.sender.shown_growing(self._puppet, self._turn.room_id, replies.txn(index))
+                text = shown or said.text
                 rows += replies.final(index, [text.removesuffix(LIVE_MARK) + mark], [said])
             index += 1
         return rows
@@ -158,7 +158,7 @@ class TurnWork:
     async def _left_growing(self, replies: Replies, index: int) -> bool:
         """Whether an earlier attempt or owner showed a beginning of this message, and nobody its end."""
         said = await self._c.outbox.said(replies.txn(index))
-        return said is not None and said.text.endswith(LIVE_MARK)
+        return said is not None and said.growing
 
     async def _failed(self, error: LettaError) -> float | None:
         """Proven not delivered: wait, try again, or give up, as the table of sentences says."""

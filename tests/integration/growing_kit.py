@@ -21,7 +21,8 @@ TURNS = r"/v1/conversations/[^/]+/messages$"
 class Thought:
     """An answer that says its first half, then a little more, and then its end, each when it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, last: str = " and its end") -> None:
+        self._last = last
         self.more = asyncio.Event()
         self.end = asyncio.Event()
 
@@ -30,7 +31,7 @@ class Thought:
         await self.more.wait()
         yield " and more"
         await self.end.wait()
-        yield " and its end"
+        yield self._last
 
     def finish(self) -> None:
         self.more.set()

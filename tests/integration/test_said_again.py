@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from letta_bridge import errors
 from letta_bridge.letta.errors import Kind
 from letta_bridge.testing.fake_homeserver import Person
@@ -68,8 +70,10 @@ async def test_turn_that_is_retried_and_given_up_again_is_told_again(world: Worl
         await refusals(alice, room, count)
 
 
-async def test_answer_whose_first_event_was_refused_is_said_whole(world: World) -> None:
+@pytest.mark.parametrize("end", [" and its end", " and …"], ids=["plain", "looks unfinished"])
+async def test_answer_whose_first_event_was_refused_is_said_whole(sqlite_world: World, end: str) -> None:
     """The agent was thrown out when its answer began, and was back before it ended."""
+    world = sqlite_world
     alice = await world.hs.person("alice")
     agent = world.letta.add_agent("Scout")
     puppet = world.puppet(agent)
@@ -78,7 +82,7 @@ async def test_answer_whose_first_event_was_refused_is_said_whole(world: World) 
     await alice.wait_joined(room, puppet)
     await alice.send(room, "hello")
     await alice.wait_message(room, sender=puppet, text=re.compile("hello$"))
-    thought, began = Thought(), world.letta.hold(agent)
+    thought, began = Thought(end), world.letta.hold(agent)
     world.letta.script(agent, Behaviour(text=thought.words()))
     await alice.send(room, QUESTION)
     await began.entered()
@@ -88,8 +92,8 @@ async def test_answer_whose_first_event_was_refused_is_said_whole(world: World) 
     await alice.invite(room, puppet)
     await alice.wait_joined(room, puppet)
     thought.finish()
-    await alice.wait_message(room, sender=puppet, text=re.compile("and its end$"))
-    assert [text for _, text in said(world, alice, room, agent)] == ["half a thought and more and its end"]
+    await alice.wait_message(room, sender=puppet, text=re.compile(f"and more{end}$"))
+    assert [text for _, text in said(world, alice, room, agent)] == [f"half a thought and more{end}"]
 
     async def settled() -> bool:
         return not await dead_letters(world)
