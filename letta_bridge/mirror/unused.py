@@ -220,7 +220,7 @@ class Search:
                 await self._desk.backend.get_agent(agent_id)
                 self._gone[agent_id] = False
             except LettaError as error:
-                if error.kind is not Kind.AGENT_GONE:
+                if error.kind not in (Kind.AGENT_GONE, Kind.REJECTED):  # refused: no agent can have such an id
                     raise
                 self._gone[agent_id] = True
         return self._gone[agent_id]

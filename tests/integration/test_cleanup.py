@@ -180,6 +180,26 @@ async def test_a_name_that_only_was_invited_is_no_user(sqlite_world: World) -> N
     assert not answer.data["users"]
 
 
+async def test_a_name_that_no_agent_can_have_is_one_without_an_agent(sqlite_world: World) -> None:
+    """Letta refuses to say anything about an id that is none: nobody waits for another answer."""
+    world = sqlite_world
+    world.letta.add_agent("Ada")
+    bridge = await world.start()
+    await world.mirrored()
+    room = await room_of(world, "agent-smith")
+    ghost = bridge.homeserver.intent(MXID(f"@letta_.smith:{DOMAIN}"))
+    await ghost.register()
+    await bridge.homeserver.bot.invite(RoomID(room), MXID(f"@letta_.smith:{DOMAIN}"))
+    await ghost.join(RoomID(room))
+    await settled(world)
+    preview, line = await typed(world)
+    assert [row["room"] for row in preview.data["rooms"]] == [room]
+    assert preview.data["users"] == [f"@letta_.smith:{DOMAIN}"] and preview.data["unasked"] == 0
+    job, text = await carried_out(world, line)
+    assert job.state == "done", text
+    assert inside(world, room) == []
+
+
 async def test_what_is_being_made_is_not_called_unused(sqlite_world: World) -> None:
     world = sqlite_world
     agent = world.letta.add_agent("Ada")
