@@ -12,6 +12,7 @@ import socket
 import stat
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,8 @@ async def test_who_goes_away_leaves_the_job_to_the_bridge(
     world, config, _ = await started(near)
     await world.letta.stop()
     argv = [sys.executable, "-m", "letta_bridge", "ctl", "-c", str(config), "summon", "Bea"]
-    process = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.PIPE)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in a shell's background ignores it
+    process = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.PIPE, preexec_fn=heard)
     assert process.stderr is not None
     said = await asyncio.wait_for(process.stderr.readline(), 30)
     process.send_signal(signal.SIGINT)
