@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -107,16 +108,17 @@ def _of_sqlite(
 
 async def _of_postgres(db: Database, path: Path, writer: DumpWriter, about: dict[str, str]) -> BackupReport:
     conn: Any = await asyncpg.connect(db.url, timeout=20)
+    stop = threading.Event()  # each piece of writing is short: a cancelled backup only waits for it
     try:
         async with conn.transaction(isolation="repeatable_read", readonly=True):
             header, found = await _header(conn, db, about)
-            await asyncio.to_thread(writer.open, header)
+            await beside(partial(writer.open, header), stop)
             for table in found:
-                await asyncio.to_thread(writer.table, table.name)
+                await beside(partial(writer.table, table.name), stop)
                 rows = await conn.cursor(f"SELECT {', '.join(table.columns)} FROM {table.name}")
                 while batch := await rows.fetch(_BATCH):
-                    await asyncio.to_thread(writer.write, batch)
-        return await asyncio.to_thread(_report, path, writer, header)
+                    await beside(partial(writer.write, batch), stop)
+        return await beside(partial(_report, path, writer, header), stop)
     finally:
         conn.terminate()  # nothing was written; an orderly end would wait for the server
 
