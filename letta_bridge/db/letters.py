@@ -92,7 +92,7 @@ class Letters:
         return None if row is None else _out(row)
 
     async def dead_turns(self) -> int:
-        """How many turns were given up."""
+        """How many turns were given up; of more than :data:`MOST` only so many are counted."""
         return int(
             await self._db.fetchval(
                 f"SELECT COUNT(*) FROM (SELECT turn_id FROM turn WHERE state = 'dead' LIMIT {MOST}) dead"

@@ -107,25 +107,16 @@ async def test_one_that_was_deleted_is_told_at_once(world: World) -> None:
     assert bridge.ready
 
 
-async def test_while_letta_does_not_say_which_it_is_a_message_waits_as_in_an_outage(sqlite_world: World) -> None:
+@pytest.mark.parametrize(
+    ("route", "status"), [(r"^/v1/admin/orgs/$", 503), (r"^/v1/agents/$", 500)], ids=["which it is", "whom it has"]
+)
+async def test_while_letta_does_not_say_a_message_waits_as_in_an_outage(
+    sqlite_world: World, route: str, status: int
+) -> None:
     world = sqlite_world
     alice, rooms = await chats(world, 2)
     before = world.letta.swap_database()
-    fault = world.letta.fail_next(r"^/v1/admin/orgs/$", 503, times=1000)
-    agent, room = next(iter(rooms.items()))
-    await alice.send(room, "second")
-    await alice.wait_message(room, text=AWAY)
-    world.letta.swap_database(before)
-    fault.times = 0
-    await answered(world, alice, {agent: room}, "second")
-    assert told_gone(alice, rooms) == []
-
-
-async def test_a_list_that_cannot_be_had_is_an_outage_too(sqlite_world: World) -> None:
-    world = sqlite_world
-    alice, rooms = await chats(world, 2)
-    before = world.letta.swap_database()
-    fault = world.letta.fail_next(r"^/v1/agents/$", 500, times=1000)
+    fault = world.letta.fail_next(route, status, times=1000)
     agent, room = next(iter(rooms.items()))
     await alice.send(room, "second")
     await alice.wait_message(room, text=AWAY)

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from letta_bridge.testing.fake_homeserver import Person
 from letta_bridge.testing.fake_letta import Behaviour
 
 from .test_backup_since import heard, lose_all, nothing_twice, quiet, said, saved, talk
 from .world import World, notices, until
 
 
-@pytest.mark.parametrize("reached", ["answered", "runs", "never"])
-async def test_a_portal_that_could_not_be_had_again(sqlite_world: World, reached: str) -> None:
-    """In the agent's own room its main conversation was spoken in, whatever the bridge knows of the room now."""
-    world = sqlite_world
+async def agent_since_the_backup(world: World) -> tuple[Person, Path, str, str]:
+    """Somebody, a backup, an agent made after it, and that one's own room, with her in it."""
     world.overrides["mirror.invite"] = ["@alice:test.local"]
     _, alice, _ = await talk(world)
     path = await saved(world)
     basil = world.letta.add_agent("Basil")
-    bridge = world.bridge
-    assert bridge is not None
-    await bridge.directory.refreshes.request()
+    assert world.bridge is not None
+    await world.bridge.directory.refreshes.request()
     await world.mirrored()
     portal = await world.portal(basil)
     await alice.join(portal)
+    return alice, path, basil, portal
+
+
+@pytest.mark.parametrize("reached", ["answered", "runs", "never"])
+async def test_a_portal_that_could_not_be_had_again(sqlite_world: World, reached: str) -> None:
+    """In the agent's own room its main conversation was spoken in, whatever the bridge knows of the room now."""
+    world = sqlite_world
+    alice, path, basil, portal = await agent_since_the_backup(world)
     await alice.send(portal, "one")
     await until(lambda: len(said(world, alice, portal, basil)) == 1, why="no answer")
     await quiet(world)
@@ -76,16 +83,7 @@ async def test_a_portal_that_could_not_be_had_again(sqlite_world: World, reached
 async def test_a_message_to_an_agent_that_is_not_known_again_yet_is_no_command(sqlite_world: World, lost: str) -> None:
     """It comes before Letta could be asked who there is: the bot is in the room, and it was not spoken to."""
     world = sqlite_world
-    world.overrides["mirror.invite"] = ["@alice:test.local"]
-    _, alice, _ = await talk(world)
-    path = await saved(world)
-    basil = world.letta.add_agent("Basil")
-    bridge = world.bridge
-    assert bridge is not None
-    await bridge.directory.refreshes.request()
-    await world.mirrored()
-    portal = await world.portal(basil)
-    await alice.join(portal)
+    alice, path, basil, portal = await agent_since_the_backup(world)
     if lost == "all":
         await world.stop()
         world.database = "sqlite:another.db"
